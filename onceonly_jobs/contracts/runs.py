@@ -1,0 +1,42 @@
+"""POST /ai/run: a run by key, or a governed tool call. Exactly one of the two."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from onceonly_jobs.contracts.fields import Fingerprint, JsonObject, Key, Metadata, Text, Ttl, Wire
+
+Name = Annotated[Text, Field(min_length=1, max_length=256)]
+
+
+def _meaningful(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The fields of metadata that the server acts on must be usable; all others are free form."""
+    for field in ("run_id", "agent_id", "task"):
+        value = metadata.get(field)
+        if value is not None and (not isinstance(value, str) or not value.strip() or len(value) > 256):
+            raise ValueError(f"metadata.{field} must be a non-blank string of at most 256 characters")
+    return metadata
+
+
+class RunRequest(Wire):
+    """Shape A has `key`; shape B has `agent_id` and `tool`."""
+
+    key: Key | None = None
+    ttl: Ttl | None = None
+    metadata: Annotated[Metadata, AfterValidator(_meaningful)] | None = None
+    fingerprint: Fingerprint | None = None
+    agent_id: Name | None = None
+    tool: Name | None = None
+    args: JsonObject | None = None
+    spend_usd: Annotated[float, Field(strict=False, ge=0, allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one_shape(self) -> Self:
+        by_tool = self.agent_id is not None or self.tool is not None
+        if (self.key is not None) == by_tool:
+            raise ValueError("give either key, or agent_id and tool")
+        if by_tool and (self.agent_id is None or self.tool is None):
+            raise ValueError("a tool call needs both agent_id and tool")
+        return self

@@ -1,0 +1,93 @@
+"""A run or lease as stored, and the questions its readers ask of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from onceonly_jobs.domain.states import Owner, RunState
+
+FAST_POLL_WINDOW = timedelta(seconds=10)
+FAST_POLL_S = 1
+SLOW_POLL_S = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    id: int
+    key: str
+    run_id: str
+    owner: Owner
+    state: RunState
+    version: int
+    fencing_token: int
+    lease_id: str
+    """The caller's lease; for a server-run job, the requester's handle."""
+    lease_ttl_s: int
+    lease_until_at: datetime | None
+    deadline_at: datetime | None
+    first_seen_at: datetime
+    done_at: datetime | None
+    result: dict[str, Any] | None
+    result_hash: str | None
+    error_code: str | None
+    read_at: datetime
+    """The database's clock when this was read."""
+
+    @property
+    def finished(self) -> bool:
+        return self.done_at is not None
+
+    def ttl_left_s(self) -> int | None:
+        """Whole seconds until the lease, or a running job's time limit, ends; None once finished."""
+        if self.finished:
+            return None
+        until = self.lease_until_at if self.owner is Owner.CALLER else self.deadline_at
+        if until is None:
+            return self.lease_ttl_s
+        return max(0, math.ceil((until - self.read_at).total_seconds()))
+
+    def retry_after_s(self) -> int | None:
+        """When a polling reader should come again, in seconds; None once finished."""
+        if self.finished:
+            return None
+        fresh = self.read_at - self.first_seen_at < FAST_POLL_WINDOW
+        return FAST_POLL_S if fresh or self.ttl_left_s() == 0 else SLOW_POLL_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A worker's permission to run: valid while its lease lasts, refused once a later token is granted."""
+
+    id: int
+    tenant_id: str
+    key: str
+    run_id: str
+    job: str
+    agent_id: str | None
+    lease_id: str
+    fencing_token: int
+    attempt: int
+    max_attempts: int
+    metadata: dict[str, Any]
+    deadline_at: datetime
+    claimed_at: datetime
+
+    @property
+    def attempts_left(self) -> bool:
+        return self.attempt < self.max_attempts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """A registered kind of work, as the API and the relay know it."""
+
+    name: str
+    queue: str
+    match: str | None = None
+    """Key pattern in the style of fnmatch, like `report:daily:*`."""
+    max_attempts: int = 3
+    time_limit_s: int | None = None
+    description: str = ""

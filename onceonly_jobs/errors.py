@@ -1,0 +1,214 @@
+"""Every way an operation can be refused: one class, one wire code, one HTTP status.
+
+OnceOnlyError
+├── ConfigError                      a setting or the machine is wrong; shown in one line, exit 2
+├── EnqueueError                     Jobs.enqueue was refused before anything was stored
+└── Refusal                          answered to the caller as {"detail": ...}
+    ├── MissingToken       401       no Bearer token
+    ├── InvalidApiKey      401       unknown key
+    ├── ApiKeyDisabled     403       known, but disabled or revoked
+    ├── PlanLimitReached   402       the month's quota is used up
+    ├── UnknownTask        400       no worker has registered a job of that name
+    ├── Unsupported        400       understood, but not offered by this server
+    ├── NotFound           404
+    ├── ToolNotFound       404
+    ├── LeaseConflict      409       lost, expired or finished lease
+    ├── FingerprintMismatch 409      the key was used for another request
+    ├── DuplicateBlocked   409       check-lock duplicates, where configured so
+    ├── PayloadTooLarge    413
+    ├── RateLimited        429
+    └── Unavailable        503       a server behind this one does not answer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+Detail = str | dict[str, Any]
+
+
+class OnceOnlyError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(OnceOnlyError):
+    """A setting or this machine's state makes starting impossible. The message is one readable line."""
+
+
+class Refusal(OnceOnlyError):
+    """An operation was refused. `detail` is what the wire carries under the same name."""
+
+    status: ClassVar[int]
+
+    def __init__(self, detail: Detail, headers: Mapping[str, str] | None = None) -> None:
+        self.detail = detail
+        self.headers = dict(headers or {})
+        super().__init__(detail if isinstance(detail, str) else detail.get("message") or detail.get("error"))
+
+
+class MissingToken(Refusal):
+    status = 401
+
+    def __init__(self) -> None:
+        super().__init__("Missing Authorization Bearer token", {"WWW-Authenticate": "Bearer"})
+
+
+class InvalidApiKey(Refusal):
+    status = 401
+
+    def __init__(self) -> None:
+        super().__init__("Invalid API key", {"WWW-Authenticate": "Bearer"})
+
+
+class ApiKeyDisabled(Refusal):
+    status = 403
+
+    def __init__(self) -> None:
+        super().__init__("API key disabled")
+
+
+class PlanLimitReached(Refusal):
+    """The monthly quota of a plan that stops hard is used up."""
+
+    status = 402
+
+    def __init__(self, plan: str, kind: str, limit: int, usage: int) -> None:
+        super().__init__(
+            {
+                "error": "payment_required",
+                "highlights": "Plan limit reached",
+                "message": f"{plan} plan limit reached: {usage} of {limit} {kind} this month",
+                "plan": plan,
+                "kind": kind,
+                "limit": limit,
+                "usage": usage,
+                "upgrade_url": "",
+            }
+        )
+
+
+class UnknownTask(Refusal):
+    status = 400
+
+    def __init__(self, task: str, known: list[str]) -> None:
+        super().__init__(
+            {
+                "error": "unknown_task",
+                "message": f"no job named {task!r} is registered; known: {', '.join(known) or 'none'}",
+                "task": task,
+            }
+        )
+
+
+class Unsupported(Refusal):
+    status = 400
+
+    def __init__(self, feature: str, message: str) -> None:
+        super().__init__({"error": "unsupported", "feature": feature, "message": message})
+
+
+class NotFound(Refusal):
+    status = 404
+
+    def __init__(self, key: str) -> None:
+        super().__init__({"error": "not_found", "message": "no run or lease under this key", "key": key})
+
+
+class ToolNotFound(Refusal):
+    status = 404
+
+    def __init__(self, tool: str, agent_id: str) -> None:
+        super().__init__(
+            {
+                "error": "tool_not_found",
+                "message": f"no tool named {tool!r} is registered for this agent",
+                "tool": tool,
+                "agent_id": agent_id,
+            }
+        )
+
+
+ConflictReason = Literal["not_owner", "expired", "finished"]
+
+_CONFLICT_MESSAGES: dict[ConflictReason, str] = {
+    "not_owner": "lease is held by another caller",
+    "expired": "lease has expired",
+    "finished": "the run is already finished",
+}
+
+
+class LeaseConflict(Refusal):
+    """The caller's lease no longer allows this change. Nothing about the rightful holder is disclosed."""
+
+    status = 409
+
+    def __init__(self, reason: ConflictReason, key: str, status: str, version: int) -> None:
+        super().__init__(
+            {
+                "error": "lease_conflict",
+                "reason": reason,
+                "message": _CONFLICT_MESSAGES[reason],
+                "key": key,
+                "status": status,
+                "version": version,
+            }
+        )
+
+
+class FingerprintMismatch(Refusal):
+    """The key is in use for a request with another fingerprint: never answered with somebody else's result."""
+
+    status = 409
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            {
+                "error": "fingerprint_mismatch",
+                "message": "this key was used for a different request",
+                "key": key,
+            }
+        )
+
+
+class DuplicateBlocked(Refusal):
+    status = 409
+
+    def __init__(self, first_seen_at: str) -> None:
+        super().__init__(
+            {"error": "Duplicate blocked", "first_seen_at": first_seen_at},
+            {"X-OnceOnly-Status": "duplicate"},
+        )
+
+
+class PayloadTooLarge(Refusal):
+    status = 413
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(
+            {
+                "error": "payload_too_large",
+                "message": f"request body is larger than {limit_bytes} bytes",
+                "limit_bytes": limit_bytes,
+            }
+        )
+
+
+class RateLimited(Refusal):
+    status = 429
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(
+            {"error": "rate_limited", "message": f"too many requests; retry in {retry_after_s} s"},
+            {"Retry-After": str(retry_after_s)},
+        )
+
+
+class Unavailable(Refusal):
+    status = 503
+
+    def __init__(self, what: str, retry_after_s: int = 1) -> None:
+        super().__init__(
+            {"error": "unavailable", "message": f"{what} does not answer; nothing was changed"},
+            {"Retry-After": str(retry_after_s)},
+        )
