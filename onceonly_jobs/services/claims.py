@@ -1,0 +1,133 @@
+"""How a worker takes a run, keeps it and ends it, and how the relay gets due runs out."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from enum import Enum, auto
+from typing import Any
+
+from onceonly_jobs.domain.fingerprint import result_hash
+from onceonly_jobs.domain.runs import Claim, JobSpec
+from onceonly_jobs.store import claims as store
+from onceonly_jobs.store import jobs
+from onceonly_jobs.store.claims import Beat, Due, Reaped
+from onceonly_jobs.store.statement import Operation, autocommit
+
+
+class Ending(Enum):
+    """What became of a worker's attempt to end its run."""
+
+    STORED = auto()
+    """accepted: this claim's outcome is the run's outcome"""
+    OVERDUE = auto()
+    """refused: the time limit had passed; the run is still this claim's to fail"""
+    CANCELLED = auto()
+    """refused: the run was cancelled meanwhile"""
+    LOST = auto()
+    """refused and recorded: the claim had expired, or another worker holds the run"""
+
+
+@autocommit
+def claim(run: int, job: str, lease_s: float, time_limit_s: int | None) -> Operation[Claim | None]:
+    """Claim a run under a new random lease id and the next fencing token; None when there is nothing to do."""
+    lease_id = f"wl_{secrets.token_urlsafe(18)}"
+    return (yield from store.claim(run, job, lease_id, lease_s, time_limit_s))
+
+
+@autocommit
+def heartbeat(claim: Claim, lease_s: float) -> Operation[Beat | Ending]:
+    """Keep the claim; or why it can't be kept, CANCELLED or LOST."""
+    beat = yield from store.heartbeat(claim, lease_s)
+    if beat is not None:
+        return beat
+    standing = yield from store.standing(claim)
+    return Ending.CANCELLED if standing == "cancelled" else Ending.LOST
+
+
+@autocommit
+def complete(claim: Claim, result: dict[str, Any], retention_s: int) -> Operation[Ending]:
+    """Store the result under the current claim. A repeat after a lost answer finds it stored."""
+    stored = yield from store.complete(claim, result, result_hash(result), retention_s)
+    if stored:
+        return Ending.STORED
+    return (yield from _refused(claim, "completed", "complete"))
+
+
+@autocommit
+def fail(
+    claim: Claim, error_code: str, message: str | None, retention_s: int, *, dead_lettered: bool = False
+) -> Operation[Ending]:
+    """End the run as failed for good."""
+    stored = yield from store.fail(
+        claim, error_code, message, dead_lettered=dead_lettered, retention_s=retention_s
+    )
+    if stored:
+        return Ending.STORED
+    return (yield from _refused(claim, "failed", "fail"))
+
+
+@autocommit
+def retry(claim: Claim, delay_s: float, error_code: str, message: str) -> Operation[Ending]:
+    """Queue another attempt in delay_s seconds."""
+    stored = yield from store.retry(claim, delay_s, error_code, message)
+    if stored:
+        return Ending.STORED
+    return (yield from _refused(claim, "queued", "retry"))
+
+
+def _refused(claim: Claim, own_doing: str, wanted: str) -> Operation[Ending]:
+    standing = yield from store.standing(claim)
+    if standing == own_doing:
+        return Ending.STORED
+    if standing == "cancelled":
+        yield from store.release(claim)
+        return Ending.CANCELLED
+    if standing == "in_progress":
+        beat = yield from store.heartbeat(claim, 1.0)
+        if beat is not None and beat.overdue:
+            return Ending.OVERDUE
+    yield from store.record_refusal(claim, f"{wanted} without a current claim")
+    return Ending.LOST
+
+
+@autocommit
+def release(claim: Claim) -> Operation[None]:
+    """Tell that the worker of a cancelled run has stopped, so that its key is free."""
+    yield from store.release(claim)
+
+
+@autocommit
+def report_progress(claim: Claim, data: dict[str, Any], message: str | None) -> Operation[bool]:
+    """Show a handler's progress on the timeline; False when the claim is lost."""
+    return (yield from store.note(claim, "progress", data, message=message))
+
+
+@autocommit
+def report_log(claim: Claim, message: str, data: dict[str, Any]) -> Operation[bool]:
+    """Show a handler's log line on the timeline; False when the claim is lost."""
+    return (yield from store.note(claim, "log", data, message=message))
+
+
+@autocommit
+def reap(batch: int, retention_s: int) -> Operation[list[Reaped]]:
+    """Take the runs of dead workers back."""
+    return (yield from store.reap(batch, retention_s))
+
+
+@autocommit
+def take_due(batch: int, grace_s: float, full_queues: list[str]) -> Operation[list[Due]]:
+    """Due runs to publish now; those of full queues stay where they are."""
+    return (yield from store.take_due(batch, grace_s, full_queues))
+
+
+@autocommit
+def republish_all() -> Operation[int]:
+    """Forget every publication: the broker was wiped."""
+    return (yield from store.republish_all())
+
+
+def announce(specs: Iterable[JobSpec]) -> Operation[None]:
+    """Make a worker's jobs known to the API."""
+    for spec in sorted(specs, key=lambda spec: spec.name):
+        yield from jobs.announce(spec)

@@ -1,0 +1,42 @@
+"""What has happened: timelines of runs, and the recent feed. One source for every front end."""
+
+from __future__ import annotations
+
+from onceonly_jobs.contracts.events import EventRequest
+from onceonly_jobs.store import events
+from onceonly_jobs.store.account import Caller
+from onceonly_jobs.store.events import Event, FeedEvent, Timeline
+from onceonly_jobs.store.statement import Operation, autocommit
+
+
+@autocommit
+def post_event(caller: Caller, request: EventRequest) -> Operation[int]:
+    """Add the caller's event to a run's timeline; gives its id."""
+    fields = request.model_dump(exclude={"run_id", "type", "data"})
+    return (
+        yield from events.append(caller.tenant_id, request.run_id, request.type, data=request.data, **fields)
+    )
+
+
+@autocommit
+def timeline(caller: Caller, run_id: str, limit: int, offset: int) -> Operation[tuple[int, list[Event]]]:
+    """How many events a run has, and a page of them, oldest first."""
+    total = yield from events.timeline_length(caller.tenant_id, run_id)
+    page = yield from events.timeline(caller.tenant_id, run_id, limit, offset)
+    return total, page
+
+
+@autocommit
+def latest_timelines(
+    caller: Caller, prefix: str, limit: int, offset: int
+) -> Operation[tuple[int, list[Timeline]]]:
+    """How many timelines begin with prefix, and a page of them, latest activity first."""
+    total = yield from events.latest_total(caller.tenant_id, prefix)
+    page = yield from events.latest(caller.tenant_id, prefix, limit, offset)
+    return total, page
+
+
+@autocommit
+def feed(caller: Caller, limit: int, offset: int) -> Operation[list[FeedEvent]]:
+    """The namespace's recent activity, newest first."""
+    return (yield from events.feed(caller.tenant_id, limit, offset))

@@ -1,0 +1,25 @@
+"""Monthly quotas of plans that stop hard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onceonly_jobs.domain.plans import LIMITS, Kind
+from onceonly_jobs.errors import PlanLimitReached
+from onceonly_jobs.store import usage
+from onceonly_jobs.store.account import Caller
+from onceonly_jobs.store.statement import Operation
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaUsedUp:
+    """A refusal as a value, so that what was counted is committed."""
+
+    refusal: PlanLimitReached
+
+
+def counted_blocked(caller: Caller, kind: Kind, used: int, key: str) -> Operation[QuotaUsedUp]:
+    """Count the refused request and say why it was refused."""
+    yield from usage.count_blocked(caller.tenant_id, kind, key)
+    limit = LIMITS[caller.plan].quota(kind)
+    return QuotaUsedUp(PlanLimitReached(caller.plan.value, kind.value, limit, used))

@@ -1,0 +1,140 @@
+"""Taking a key: for the caller's own work (lease), or as a job for a worker (submit)."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+
+from onceonly_jobs.contracts.leases import LeaseRequest
+from onceonly_jobs.domain.plans import LIMITS, Kind, Plan
+from onceonly_jobs.domain.runs import JobSpec, Run
+from onceonly_jobs.domain.states import Owner
+from onceonly_jobs.errors import FingerprintMismatch, NotFound, UnknownTask
+from onceonly_jobs.services.quota import QuotaUsedUp, counted_blocked
+from onceonly_jobs.services.settling import until_settled
+from onceonly_jobs.store import jobs, runs, usage
+from onceonly_jobs.store.account import Caller
+from onceonly_jobs.store.runs import Taken, Taking
+from onceonly_jobs.store.statement import Operation, autocommit
+
+
+def new_lease_id() -> str:
+    """144 random bits: nobody else has it, and nobody can guess it."""
+    return f"lease_{secrets.token_urlsafe(18)}"
+
+
+def lease_taking(caller: Caller, request: LeaseRequest) -> Taking:
+    """What POST /ai/lease wants to put under its key."""
+    metadata = request.metadata or {}
+    return Taking(
+        tenant_id=caller.tenant_id,
+        key=request.key,
+        owner=Owner.CALLER,
+        lease_id=new_lease_id(),
+        ttl_s=LIMITS[caller.plan].effective_ttl_s(request.ttl),
+        run_id=_text(metadata, "run_id") or request.key,
+        agent_id=_text(metadata, "agent_id"),
+        metadata=request.metadata,
+        fingerprint=request.fingerprint,
+        actor=caller.key_id,
+    )
+
+
+def job_taking(
+    caller: Caller,
+    job: JobSpec,
+    *,
+    key: str,
+    ttl_s: int | None,
+    metadata: dict[str, Any] | None,
+    fingerprint: str | None = None,
+    queue: str | None = None,
+    delay_s: float = 0,
+    publish_grace_s: float = 0,
+) -> Taking:
+    """What POST /ai/run and Jobs.enqueue want to put under their key."""
+    return Taking(
+        tenant_id=caller.tenant_id,
+        key=key,
+        owner=Owner.SERVER,
+        lease_id=new_lease_id(),
+        ttl_s=LIMITS[caller.plan].effective_ttl_s(ttl_s),
+        run_id=_text(metadata or {}, "run_id") or key,
+        agent_id=_text(metadata or {}, "agent_id"),
+        metadata=metadata,
+        fingerprint=fingerprint,
+        actor=caller.key_id,
+        job=job.name,
+        queue=queue or job.queue,
+        max_attempts=job.max_attempts,
+        delay_s=delay_s,
+        publish_grace_s=publish_grace_s,
+    )
+
+
+def _text(metadata: dict[str, Any], field: str) -> str | None:
+    value = metadata.get(field)
+    return value if isinstance(value, str) else None
+
+
+def pick_job(
+    known: Iterable[JobSpec], task: str | None, key: str, default_job: str, default_queue: str
+) -> JobSpec:
+    """The job of a run: by name, else by the longest matching key pattern, else the default.
+
+    Raises UnknownTask when a name is given that no worker has registered. The default needs no worker yet:
+    its runs wait for one.
+    """
+    by_name = {spec.name: spec for spec in known}
+    if task is not None:
+        if task not in by_name:
+            raise UnknownTask(task, sorted(by_name))
+        return by_name[task]
+    matching = [spec for spec in by_name.values() if spec.match and fnmatchcase(key, spec.match)]
+    if matching:
+        return max(matching, key=lambda spec: (len(spec.match or ""), spec.name))
+    return by_name.get(default_job) or JobSpec(name=default_job, queue=default_queue)
+
+
+@autocommit
+def take(caller: Caller, taking: Taking) -> Operation[Taken]:
+    """Take the key if it is free, or see who has it. Raises FingerprintMismatch."""
+    taken = yield from until_settled(lambda: runs.take(taking))
+    if taken.outcome == "mismatch":
+        raise FingerprintMismatch(taking.key)
+    return taken
+
+
+def take_capped(caller: Caller, taking: Taking) -> Operation[Taken | QuotaUsedUp]:
+    """`take` for a plan that stops hard: attaching to a held or finished key stays free."""
+    used = yield from usage.lock_cap(caller.tenant_id, Kind.AI)
+    if used >= LIMITS[caller.plan].ai_per_month:
+        free = yield from runs.would_acquire(caller.tenant_id, taking.key, taking.fingerprint)
+        if free:
+            return (yield from counted_blocked(caller, Kind.AI, used, taking.key))
+    taken = yield from take(caller, taking)
+    if taken.outcome == "acquired":
+        yield from usage.raise_cap(caller.tenant_id, Kind.AI)
+    return taken
+
+
+def taking_operation(plan: Plan) -> Callable[[Caller, Taking], Operation[Taken | QuotaUsedUp]]:
+    """`take` or `take_capped`, as the plan asks."""
+    return take_capped if LIMITS[plan].hard_stop else take
+
+
+@autocommit
+def find(tenant_id: str, key: str) -> Operation[Run]:
+    """The run or lease under a key. Raises NotFound."""
+    run = yield from runs.find(tenant_id, key)
+    if run is None:
+        raise NotFound(key)
+    return run
+
+
+@autocommit
+def registered_jobs() -> Operation[list[JobSpec]]:
+    """Every job that a worker has announced."""
+    return (yield from jobs.registered())

@@ -1,0 +1,341 @@
+"""A worker's side of a run: claim it, keep it, and end it with the current fencing token or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from onceonly_jobs.domain.fingerprint import compact_json
+from onceonly_jobs.domain.runs import Claim
+from onceonly_jobs.store.events import event_row, recording
+from onceonly_jobs.store.rows import CLAIM_COLUMNS, FINISH, finished, to_claim
+from onceonly_jobs.store.statement import Statement, count, one_or_none
+
+_CLAIM = sa.text(f"""
+WITH claimed AS (
+    UPDATE runs SET
+        state = 'in_progress', version = version + 1, fencing_token = fencing_token + 1,
+        attempt = attempt + 1, worker_lease_id = :worker_lease_id, started_at = onceonly_now(),
+        lease_until_at = onceonly_now() + make_interval(secs => CAST(:lease_s AS double precision)),
+        deadline_at = onceonly_now() + make_interval(secs => least(lease_ttl_s, CAST(:limit_s AS integer))),
+        publish_at = NULL, publications = 0
+    WHERE id = :id AND owner = 'server' AND state = 'queued' AND job = :job AND due_at <= onceonly_now()
+    RETURNING *
+), starting AS ({
+    event_row(
+        "'run_started'",
+        "'started'",
+        source="claimed",
+        duration="extract(epoch FROM started_at - first_seen_at) * 1000",
+    )
+}), {recording("starting")}
+SELECT {CLAIM_COLUMNS} FROM claimed
+""")  # noqa: S608
+
+
+def claim(
+    run: int, job: str, worker_lease_id: str, lease_s: float, time_limit_s: int | None
+) -> Statement[Claim | None]:
+    """Take a due run of this job. None when it is not due, not queued, or taken: a stale or repeated message."""
+    return Statement(
+        "claims.claim",
+        _CLAIM,
+        one_or_none(to_claim),
+        {
+            "id": run,
+            "job": job,
+            "worker_lease_id": worker_lease_id,
+            "lease_s": lease_s,
+            "limit_s": time_limit_s,
+        },
+    )
+
+
+_CURRENT = """id = :id AND fencing_token = :fencing_token AND worker_lease_id = :worker_lease_id
+    AND owner = 'server' AND state = 'in_progress' AND lease_until_at > onceonly_now()"""
+
+
+def _of(claim: Claim) -> dict[str, Any]:
+    return {"id": claim.id, "fencing_token": claim.fencing_token, "worker_lease_id": claim.lease_id}
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A heartbeat's answer."""
+
+    overdue: bool
+    """The run is past its time limit."""
+    time_left_s: float
+
+
+_HEARTBEAT = sa.text(f"""
+UPDATE runs SET lease_until_at = onceonly_now() + make_interval(secs => CAST(:lease_s AS double precision))
+WHERE {_CURRENT}
+RETURNING extract(epoch FROM deadline_at - onceonly_now())::double precision AS time_left_s
+""")  # noqa: S608
+
+
+def heartbeat(claim: Claim, lease_s: float) -> Statement[Beat | None]:
+    """Keep the claim for another lease_s seconds. None when it is lost, or the run was cancelled."""
+    return Statement(
+        "claims.heartbeat",
+        _HEARTBEAT,
+        one_or_none(lambda row: Beat(row["time_left_s"] <= 0, row["time_left_s"])),
+        {**_of(claim), "lease_s": lease_s},
+    )
+
+
+_STANDING = sa.text("""
+SELECT CASE WHEN fencing_token = :fencing_token AND worker_lease_id = :worker_lease_id THEN state ELSE 'lost' END
+FROM runs WHERE id = :id
+""")
+
+
+def standing(claim: Claim) -> Statement[str]:
+    """The run's state as far as this claim goes: a state of its own making, `cancelled`, or `lost`.
+
+    `in_progress` and `queued` here mean an expired claim that nobody has taken yet.
+    """
+    return Statement(
+        "claims.standing", _STANDING, lambda r: str(r.scalar_one_or_none() or "lost"), _of(claim)
+    )
+
+
+_MOVED = {
+    "progress": f"UPDATE runs SET progress = CAST(:data AS json) WHERE {_CURRENT} RETURNING *",
+    "log": f"SELECT * FROM runs WHERE {_CURRENT}",  # noqa: S608
+}
+
+_NOTE = {
+    type_: sa.text(f"""
+WITH moved AS ({moved}), noted AS (
+    SELECT tenant_id, run_id, onceonly_now() AS at, '{type_}' AS type, 'in_progress' AS status,
+           CAST(:step AS text) AS step, job AS tool, agent_id, CAST(:message AS text) AS message,
+           CAST(NULL AS bigint) AS duration_ms, CAST(:data AS json) AS data
+    FROM moved
+), {recording("noted")}
+SELECT id FROM moved
+""")  # noqa: S608
+    for type_, moved in _MOVED.items()
+}
+
+
+def note(
+    claim: Claim,
+    type_: Literal["progress", "log"],
+    data: dict[str, Any],
+    *,
+    message: str | None = None,
+    step: str | None = None,
+) -> Statement[bool]:
+    """Write a handler's progress or log line to the timeline. False when the claim is lost."""
+    return Statement(
+        "claims.note",
+        _NOTE[type_],
+        lambda r: r.first() is not None,
+        {**_of(claim), "data": compact_json(data).decode(), "message": message, "step": step},
+    )
+
+
+_COMPLETE = sa.text(f"""
+WITH done AS (
+    UPDATE runs SET state = 'completed', result = CAST(:result AS json), result_hash = :result_hash,
+        error_code = NULL, error_message = NULL, {FINISH}
+    WHERE {_CURRENT} AND deadline_at > onceonly_now()
+    RETURNING *
+), {finished("done")}
+SELECT id FROM done
+""")  # noqa: S608
+
+
+def complete(claim: Claim, result: dict[str, Any], result_hash: str, retention_s: int) -> Statement[bool]:
+    """Store the result. False when the claim is no longer current or the time limit has passed."""
+    return Statement(
+        "claims.complete",
+        _COMPLETE,
+        lambda r: r.first() is not None,
+        {
+            **_of(claim),
+            "result": compact_json(result).decode(),
+            "result_hash": result_hash,
+            "retention_s": retention_s,
+        },
+    )
+
+
+_FAIL = sa.text(f"""
+WITH done AS (
+    UPDATE runs SET state = 'failed', error_code = :error_code, error_message = CAST(:message AS text),
+        dead_lettered = :dead_lettered, {FINISH}
+    WHERE {_CURRENT}
+    RETURNING *
+), {finished("done")}
+SELECT id FROM done
+""")  # noqa: S608
+
+
+def fail(
+    claim: Claim, error_code: str, message: str | None, *, dead_lettered: bool, retention_s: int
+) -> Statement[bool]:
+    """End the run as failed for good. False when the claim is no longer current."""
+    return Statement(
+        "claims.fail",
+        _FAIL,
+        lambda r: r.first() is not None,
+        {
+            **_of(claim),
+            "error_code": error_code,
+            "message": message,
+            "dead_lettered": dead_lettered,
+            "retention_s": retention_s,
+        },
+    )
+
+
+_RETRY = sa.text(f"""
+WITH requeued AS (
+    UPDATE runs SET state = 'queued', version = version + 1, lease_until_at = NULL, deadline_at = NULL,
+        error_code = :error_code, error_message = CAST(:message AS text),
+        due_at = onceonly_now() + make_interval(secs => CAST(:delay_s AS double precision)),
+        publish_at = onceonly_now() + make_interval(secs => CAST(:delay_s AS double precision))
+    WHERE {_CURRENT}
+    RETURNING *
+), retried AS ({event_row("'run_retried'", "'queued'", source="requeued", message="error_message")}
+), {recording("retried")}
+SELECT id FROM requeued
+""")  # noqa: S608
+
+
+def retry(claim: Claim, delay_s: float, error_code: str, message: str) -> Statement[bool]:
+    """Put the run back into the queue for another attempt. False when the claim is no longer current."""
+    return Statement(
+        "claims.retry",
+        _RETRY,
+        lambda r: r.first() is not None,
+        {**_of(claim), "delay_s": delay_s, "error_code": error_code, "message": message},
+    )
+
+
+_RELEASE = sa.text("""
+UPDATE runs SET lease_until_at = onceonly_now()
+WHERE id = :id AND fencing_token = :fencing_token AND worker_lease_id = :worker_lease_id AND state = 'cancelled'
+""")
+
+
+def release(claim: Claim) -> Statement[int]:
+    """Let go of a cancelled run's key: its worker has stopped."""
+    return Statement("claims.release", _RELEASE, count, _of(claim))
+
+
+_REFUSED = sa.text(f"""
+WITH refused AS (
+    SELECT tenant_id, run_id, onceonly_now() AS at, 'stale_write_refused' AS type, 'refused' AS status,
+           CAST(NULL AS text) AS step, job AS tool, agent_id, CAST(:message AS text) AS message,
+           CAST(NULL AS bigint) AS duration_ms,
+           json_build_object('key', key, 'fencing_token', CAST(:fencing_token AS bigint),
+                             'current_token', fencing_token) AS data
+    FROM runs WHERE id = :id
+), {recording("refused")}
+SELECT 1
+""")  # noqa: S608
+
+
+def record_refusal(claim: Claim, message: str) -> Statement[None]:
+    """Leave a trace of a worker that tried to write without a current claim."""
+    return Statement(
+        "claims.record_refusal",
+        _REFUSED,
+        lambda _: None,
+        {"id": claim.id, "fencing_token": claim.fencing_token, "message": message},
+    )
+
+
+_REAP = sa.text(f"""
+WITH expired AS (
+    SELECT id FROM runs
+    WHERE state = 'in_progress' AND owner = 'server' AND lease_until_at <= onceonly_now()
+    ORDER BY lease_until_at LIMIT :batch FOR UPDATE SKIP LOCKED
+), requeued AS (
+    UPDATE runs r SET state = 'queued', version = version + 1, lease_until_at = NULL, deadline_at = NULL,
+        error_code = 'worker_lost', due_at = onceonly_now(), publish_at = onceonly_now()
+    FROM expired WHERE r.id = expired.id AND r.attempt < r.max_attempts
+    RETURNING r.*
+), lost AS (
+    UPDATE runs r SET state = 'failed', error_code = 'worker_lost', dead_lettered = true,
+        error_message = 'the worker''s lease expired on the last attempt', {FINISH}
+    FROM expired WHERE r.id = expired.id AND r.attempt >= r.max_attempts
+    RETURNING r.*
+), retried AS ({event_row("'run_retried'", "'queued'", source="requeued", message="'worker lost'")}
+), {recording("retried").replace("recorded", "retry_recorded").replace("headed", "retry_headed")}, {
+    finished("lost")
+}
+SELECT tenant_id, key, state FROM requeued UNION ALL SELECT tenant_id, key, state FROM lost
+""")  # noqa: S608
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    tenant_id: str
+    key: str
+    finished: bool
+
+
+def reap(batch: int, retention_s: int) -> Statement[list[Reaped]]:
+    """Take expired claims back: queued again where attempts are left, otherwise failed as dead letters."""
+
+    def read(result: sa.CursorResult[Any]) -> list[Reaped]:
+        return [Reaped(row.tenant_id, row.key, row.state == "failed") for row in result]
+
+    return Statement("claims.reap", _REAP, read, {"batch": batch, "retention_s": retention_s})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """A run that may be published now."""
+
+    id: int
+    tenant_id: str
+    key: str
+    agent_id: str | None
+    job: str
+    queue: str
+    due_at: datetime
+
+
+# Skipping locked rows lets any number of relays share the work. The doubling keeps a long backlog from
+# filling the broker with copies of itself; 9 doublings of the 2 s grace pass the cap of 5 minutes.
+_DUE = sa.text("""
+WITH due AS (
+    SELECT id FROM runs
+    WHERE state = 'queued' AND publish_at <= onceonly_now() AND queue <> ALL (CAST(:full AS text[]))
+    ORDER BY publish_at LIMIT :batch FOR UPDATE SKIP LOCKED
+)
+UPDATE runs r SET publications = publications + 1,
+    publish_at = onceonly_now() + make_interval(
+        secs => least(300, CAST(:grace_s AS double precision) * 2 ^ least(publications, 9)))
+FROM due WHERE r.id = due.id
+RETURNING r.id, r.tenant_id, r.key, r.agent_id, r.job, r.queue, r.due_at
+""")
+
+
+def take_due(batch: int, grace_s: float, full_queues: list[str]) -> Statement[list[Due]]:
+    """Due runs that nobody has claimed, marked to be looked at again later; for publishing after the commit."""
+
+    def read(result: sa.CursorResult[Any]) -> list[Due]:
+        return sorted((Due(**row) for row in result.mappings()), key=lambda due: (due.due_at, due.id))
+
+    return Statement("claims.take_due", _DUE, read, {"batch": batch, "grace_s": grace_s, "full": full_queues})
+
+
+_REPUBLISH = sa.text("""
+UPDATE runs SET publish_at = onceonly_now(), publications = 0
+WHERE state = 'queued' AND due_at <= onceonly_now()
+""")
+
+
+def republish_all() -> Statement[int]:
+    """Make every due run publishable at once: the broker has lost what it held."""
+    return Statement("claims.republish_all", _REPUBLISH, count)

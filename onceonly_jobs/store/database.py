@@ -1,0 +1,141 @@
+"""The two drivers of operations, sync and async, over one Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from onceonly_jobs.store.statement import Operation, is_autocommit
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DEADLOCK_RETRIES = 5
+_RETRYABLE_STATES = {"40001", "40P01"}
+"""serialization_failure and deadlock_detected: the transaction was rolled back whole, so starting over is safe."""
+
+
+def lost_race(error: DBAPIError) -> bool:
+    """Whether Postgres rolled the transaction back for concurrency's sake alone."""
+    return getattr(error.orig, "sqlstate", None) in _RETRYABLE_STATES
+
+
+def unreachable(error: BaseException) -> bool:
+    """Whether Postgres could not be asked, or went away while it was."""
+    if not isinstance(error, DBAPIError):
+        return isinstance(error, sa.exc.TimeoutError)
+    state = getattr(error.orig, "sqlstate", None) or ""
+    gone = isinstance(error, OperationalError | InterfaceError) and not state
+    return gone or error.connection_invalidated or state.startswith(("08", "57P", "53"))
+
+
+class Database:
+    """Runs operations against one Postgres. Engines are made per process, after a fork, on first use."""
+
+    def __init__(self, url: str, *, pool_size: int = 5, connect_timeout_s: int = 5) -> None:
+        self._url = url
+        self._options: dict[str, Any] = {
+            "pool_size": pool_size,
+            "max_overflow": 0,
+            "pool_timeout": 10,
+            "connect_args": {"connect_timeout": connect_timeout_s, "application_name": "onceonly-jobs"},
+        }
+        self._engine: sa.Engine | None = None
+        self._async_engine: AsyncEngine | None = None
+        self._pid = os.getpid()
+
+    def _forget_after_fork(self) -> None:
+        if self._pid != os.getpid():
+            if self._engine is not None:
+                self._engine.dispose(close=False)
+            self._engine = self._async_engine = None
+            self._pid = os.getpid()
+
+    @property
+    def engine(self) -> sa.Engine:
+        self._forget_after_fork()
+        if self._engine is None:
+            self._engine = sa.create_engine(self._url, **self._options)
+        return self._engine
+
+    @property
+    def async_engine(self) -> AsyncEngine:
+        self._forget_after_fork()
+        if self._async_engine is None:
+            self._async_engine = create_async_engine(self._url, **self._options)
+        return self._async_engine
+
+    def run(self, operation: Callable[P, Operation[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The operation's value, in a transaction of its own. A deadlock starts it afresh."""
+        options = {"isolation_level": "AUTOCOMMIT"} if is_autocommit(operation) else {}
+        for attempt in range(DEADLOCK_RETRIES + 1):
+            try:
+                with self.engine.connect().execution_options(**options) as connection, connection.begin():
+                    return on(connection, operation(*args, **kwargs))
+            except DBAPIError as error:
+                if attempt == DEADLOCK_RETRIES or not lost_race(error):
+                    raise
+                time.sleep(_pause_s(attempt))
+        raise AssertionError("unreachable")
+
+    async def arun(self, operation: Callable[P, Operation[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`run`, without blocking the event loop."""
+        options = {"isolation_level": "AUTOCOMMIT"} if is_autocommit(operation) else {}
+        for attempt in range(DEADLOCK_RETRIES + 1):
+            try:
+                async with self.async_engine.connect() as connection:
+                    await connection.execution_options(**options)
+                    async with connection.begin():
+                        return await aon(connection, operation(*args, **kwargs))
+            except DBAPIError as error:
+                if attempt == DEADLOCK_RETRIES or not lost_race(error):
+                    raise
+                await asyncio.sleep(_pause_s(attempt))
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        if self._engine is not None and self._pid == os.getpid():
+            self._engine.dispose()
+        self._engine = None
+
+    async def aclose(self) -> None:
+        if self._async_engine is not None and self._pid == os.getpid():
+            await self._async_engine.dispose()
+        self._async_engine = None
+        self.close()
+
+
+def on(connection: sa.Connection, operation: Operation[T]) -> T:
+    """The operation's value, inside the connection's current transaction."""
+    answer: Any = None
+    while True:
+        try:
+            statement = operation.send(answer)
+        except StopIteration as done:
+            value: T = done.value
+            return value
+        answer = statement.read(connection.execute(statement.query, statement.params))
+
+
+async def aon(connection: AsyncConnection, operation: Operation[T]) -> T:
+    """`on`, for an async connection."""
+    answer: Any = None
+    while True:
+        try:
+            statement = operation.send(answer)
+        except StopIteration as done:
+            value: T = done.value
+            return value
+        answer = statement.read(await connection.execute(statement.query, statement.params))
+
+
+def _pause_s(attempt: int) -> float:
+    return random.uniform(0, 0.01 * 2**attempt)  # noqa: S311 (jitter, not a secret)

@@ -1,0 +1,136 @@
+"""What the holder of a lease may do with it: extend, complete, fail, cancel.
+
+Each statement carries the lease in its WHERE clause; no row back means that the caller no longer holds it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from onceonly_jobs.domain.fingerprint import compact_json
+from onceonly_jobs.domain.runs import Run
+from onceonly_jobs.store.rows import FINISH, RUN_COLUMNS, finished, to_run
+from onceonly_jobs.store.statement import Statement, one_or_none
+
+_HELD = "tenant_id = :tenant_id AND key = :key AND lease_id = :lease_id"
+
+_NOW_PLUS_TTL = "onceonly_now() + make_interval(secs => coalesce(CAST(:ttl_s AS integer), lease_ttl_s))"
+
+# A running job's time limit moves; a queued one's is counted from its claim, so only its length changes.
+_EXTEND = sa.text(f"""
+UPDATE runs SET
+    version = version + 1, lease_ttl_s = coalesce(CAST(:ttl_s AS integer), lease_ttl_s),
+    lease_until_at = CASE owner WHEN 'caller' THEN {_NOW_PLUS_TTL} ELSE lease_until_at END,
+    deadline_at = CASE WHEN owner = 'server' AND state = 'in_progress' THEN {_NOW_PLUS_TTL} ELSE deadline_at END
+WHERE {_HELD} AND state IN ('queued', 'in_progress')
+RETURNING {RUN_COLUMNS}
+""")  # noqa: S608
+
+
+def extend(tenant_id: str, key: str, lease_id: str, ttl_s: int | None) -> Statement[Run | None]:
+    """Set the deadline to now + ttl_s: of the lease, or for a server-run job of its time limit.
+
+    None keeps the length it has.
+    """
+    return Statement(
+        "leases.extend",
+        _EXTEND,
+        one_or_none(to_run),
+        {"tenant_id": tenant_id, "key": key, "lease_id": lease_id, "ttl_s": ttl_s},
+    )
+
+
+_COMPLETE = sa.text(f"""
+WITH done AS (
+    UPDATE runs SET state = 'completed', result = CAST(:result AS json),
+        result_hash = CAST(:result_hash AS text), {FINISH}
+    WHERE {_HELD} AND owner = 'caller' AND state = 'in_progress'
+    RETURNING *
+), {finished("done")}
+SELECT {RUN_COLUMNS} FROM done
+""")  # noqa: S608
+
+
+def complete(
+    tenant_id: str,
+    key: str,
+    lease_id: str,
+    result: dict[str, Any] | None,
+    result_hash: str | None,
+    retention_s: int,
+) -> Statement[Run | None]:
+    """Finish a caller-owned lease with its result. An expired lease that nobody took over still counts."""
+    return Statement(
+        "leases.complete",
+        _COMPLETE,
+        one_or_none(to_run),
+        {
+            "tenant_id": tenant_id,
+            "key": key,
+            "lease_id": lease_id,
+            "result": None if result is None else compact_json(result).decode(),
+            "result_hash": result_hash,
+            "retention_s": retention_s,
+        },
+    )
+
+
+_FAIL = sa.text(f"""
+WITH done AS (
+    UPDATE runs SET state = 'failed', error_code = :error_code, error_hash = CAST(:error_hash AS text), {FINISH}
+    WHERE {_HELD} AND owner = 'caller' AND state = 'in_progress'
+    RETURNING *
+), {finished("done")}
+SELECT {RUN_COLUMNS} FROM done
+""")  # noqa: S608
+
+
+def fail(
+    tenant_id: str, key: str, lease_id: str, error_code: str, error_hash: str | None, retention_s: int
+) -> Statement[Run | None]:
+    """Finish a caller-owned lease as failed."""
+    return Statement(
+        "leases.fail",
+        _FAIL,
+        one_or_none(to_run),
+        {
+            "tenant_id": tenant_id,
+            "key": key,
+            "lease_id": lease_id,
+            "error_code": error_code,
+            "error_hash": error_hash,
+            "retention_s": retention_s,
+        },
+    )
+
+
+# A running job keeps its worker's claim: the key is free again only when that ends.
+_CANCEL = sa.text(f"""
+WITH done AS (
+    UPDATE runs SET state = 'cancelled', error_code = 'cancelled', error_message = CAST(:reason AS text),
+        lease_until_at = CASE WHEN owner = 'server' AND state = 'in_progress' THEN lease_until_at END, {FINISH}
+    WHERE {_HELD} AND state IN ('queued', 'in_progress')
+    RETURNING *
+), {finished("done")}
+SELECT {RUN_COLUMNS} FROM done
+""")  # noqa: S608
+
+
+def cancel(
+    tenant_id: str, key: str, lease_id: str, reason: str | None, retention_s: int
+) -> Statement[Run | None]:
+    """Give a lease or a server-run job up without an outcome."""
+    return Statement(
+        "leases.cancel",
+        _CANCEL,
+        one_or_none(to_run),
+        {
+            "tenant_id": tenant_id,
+            "key": key,
+            "lease_id": lease_id,
+            "reason": reason,
+            "retention_s": retention_s,
+        },
+    )

@@ -1,0 +1,64 @@
+"""How rows of `runs` become values, and the CTEs that every finished run leaves behind."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from onceonly_jobs.domain.runs import Claim, Run
+from onceonly_jobs.domain.states import Owner, RunState
+from onceonly_jobs.store.events import event_row, recording
+
+RUN_COLUMNS = """id, key, run_id, owner, state, version, fencing_token, lease_id, lease_ttl_s, lease_until_at,
+    deadline_at, first_seen_at, done_at, result, result_hash, error_code, onceonly_now() AS read_at"""
+
+CLAIM_COLUMNS = """id, tenant_id, key, run_id, job, agent_id, worker_lease_id, fencing_token, attempt,
+    max_attempts, metadata, deadline_at, started_at"""
+
+FINISHED = "state IN ('completed', 'failed', 'cancelled')"
+
+RETAINED = f"NOT ({FINISHED} AND retain_until_at <= onceonly_now())"
+
+FINISH = """version = version + 1, done_at = onceonly_now(), publish_at = NULL,
+    retain_until_at = onceonly_now() + make_interval(secs => CAST(:retention_s AS integer))"""
+
+_RUN_FIELDS = (
+    "id key run_id version fencing_token lease_id lease_ttl_s lease_until_at deadline_at first_seen_at "
+    "done_at result result_hash error_code read_at"
+).split()
+
+
+def to_run(row: sa.RowMapping) -> Run:
+    return Run(
+        owner=Owner(row["owner"]), state=RunState(row["state"]), **{name: row[name] for name in _RUN_FIELDS}
+    )
+
+
+def to_claim(row: sa.RowMapping) -> Claim:
+    fields = {name: row[name] for name in ("id", "tenant_id", "key", "run_id", "job", "agent_id")}
+    return Claim(
+        **fields,
+        lease_id=row["worker_lease_id"],
+        fencing_token=row["fencing_token"],
+        attempt=row["attempt"],
+        max_attempts=row["max_attempts"],
+        metadata=row["metadata"] or {},
+        deadline_at=row["deadline_at"],
+        claimed_at=row["started_at"],
+    )
+
+
+def finished(source: str) -> str:
+    """CTEs for runs that `source` has just finished: timeline, feed, and the outcome of their decision."""
+    status = "CASE state WHEN 'completed' THEN 'completed' ELSE 'failed' END"
+    duration = "extract(epoch FROM onceonly_now() - coalesce(started_at, first_seen_at)) * 1000"
+    return f"""
+    finishing AS ({event_row("'run_finished'", status, source=source, message="error_code", duration=duration)}),
+    {recording("finishing")}, fed AS (
+        INSERT INTO feed_events (tenant_id, type, kind, key, status, agent_id, message)
+        SELECT tenant_id, 'run_finished', 'ai', key, state, agent_id, error_code FROM {source}
+    ), settled AS (
+        INSERT INTO audit_outcomes (decision_id, tenant_id, outcome, error_code, latency_ms)
+        SELECT decision_id, tenant_id, state, error_code, CAST({duration} AS bigint)
+        FROM {source} WHERE decision_id IS NOT NULL
+        ON CONFLICT (decision_id) DO NOTHING
+    )"""  # noqa: S608 (constants only)

@@ -1,0 +1,198 @@
+"""Taking a key, for the caller's own work or as a job for a worker; and reading what became of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from onceonly_jobs.domain.fingerprint import compact_json
+from onceonly_jobs.domain.plans import Kind
+from onceonly_jobs.domain.runs import Run
+from onceonly_jobs.domain.states import Owner
+from onceonly_jobs.store.events import event_row, recording
+from onceonly_jobs.store.rows import RETAINED, RUN_COLUMNS, to_run
+from onceonly_jobs.store.statement import Statement, one_or_none
+from onceonly_jobs.store.usage import MONTH_USAGE, counting, slot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taking:
+    """What a lease or run call wants to put under its key."""
+
+    tenant_id: str
+    key: str
+    owner: Owner
+    lease_id: str
+    ttl_s: int
+    run_id: str
+    metadata: dict[str, Any] | None = None
+    fingerprint: str | None = None
+    agent_id: str | None = None
+    actor: str | None = None
+    """Who asked, for the audit trail."""
+    job: str | None = None
+    queue: str | None = None
+    max_attempts: int = 1
+    risk_level: str = "low"
+    delay_s: float = 0
+    publish_grace_s: float = 0
+    """How long the relay leaves the publication of a due run to the process that took the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    outcome: Literal["acquired", "held", "mismatch"]
+    run: Run
+    usage: int
+    """Month-to-date `ai` usage, this call's included."""
+
+
+# The key is free: retention is over, a cancelled run has let go, or a caller's lease has run out.
+_FREE = """(
+    (r.state IN ('completed', 'failed') AND r.retain_until_at <= onceonly_now())
+    OR (r.state = 'cancelled'
+        AND (r.owner = 'caller' OR r.lease_until_at IS NULL OR r.lease_until_at <= onceonly_now()))
+    OR (r.state = 'in_progress' AND r.owner = 'caller' AND r.lease_until_at <= onceonly_now()
+        AND coalesce(r.fingerprint = CAST(:fingerprint AS text), true))
+)"""
+
+_FRESH = "r.state IN ('completed', 'failed')"
+
+_COLUMNS = """tenant_id, key, owner, state, fencing_token, run_id, agent_id, fingerprint, metadata, lease_id,
+    lease_ttl_s, lease_until_at, job, queue, max_attempts, due_at, publish_at, first_seen_at, started_at,
+    decision_id"""
+
+_REPLACED = ", ".join(
+    f"{name} = excluded.{name}"
+    for name in (part.strip() for part in _COLUMNS.split(","))
+    if name not in ("tenant_id", "key", "fencing_token", "first_seen_at")
+)
+
+_CLEARED = ", ".join(
+    f"{name} = NULL"
+    for name in (
+        "worker_lease_id deadline_at progress done_at retain_until_at result result_hash error_code "
+        "error_hash error_message"
+    ).split()
+)
+
+_TAKE = sa.text(f"""
+WITH won AS (
+    INSERT INTO runs AS r ({_COLUMNS})
+    VALUES (
+        :tenant_id, :key, :owner, CASE :owner WHEN 'caller' THEN 'in_progress' ELSE 'queued' END,
+        CASE :owner WHEN 'caller' THEN 1 ELSE 0 END, :run_id, CAST(:agent_id AS text),
+        CAST(:fingerprint AS text), CAST(:metadata AS json), :lease_id, CAST(:ttl_s AS integer),
+        CASE :owner WHEN 'caller' THEN onceonly_now() + make_interval(secs => CAST(:ttl_s AS integer)) END,
+        CAST(:job AS text), CAST(:queue AS text), CAST(:max_attempts AS integer),
+        CASE :owner WHEN 'server' THEN
+            onceonly_now() + make_interval(secs => CAST(:delay_s AS double precision)) END,
+        CASE :owner WHEN 'server' THEN
+            onceonly_now() + make_interval(secs => CAST(:publish_in_s AS double precision)) END,
+        onceonly_now(), CASE :owner WHEN 'caller' THEN onceonly_now() END,
+        CASE :owner WHEN 'server' THEN nextval('audit_decisions_id_seq') END
+    )
+    ON CONFLICT (tenant_id, key) DO UPDATE SET
+        {_REPLACED}, {_CLEARED}, attempt = 0, publications = 0, dead_lettered = false,
+        fencing_token = r.fencing_token + excluded.fencing_token,
+        version = CASE WHEN {_FRESH} THEN 1 ELSE r.version + 1 END,
+        first_seen_at = CASE WHEN {_FRESH} THEN excluded.first_seen_at ELSE r.first_seen_at END
+    WHERE {_FREE}
+    RETURNING r.*
+), answer AS (
+    SELECT 'acquired' AS outcome, won.* FROM won
+    UNION ALL
+    SELECT CASE WHEN r.fingerprint <> CAST(:fingerprint AS text) THEN 'mismatch' ELSE 'held' END, r.*
+    FROM runs r
+    WHERE r.tenant_id = :tenant_id AND r.key = :key AND NOT {_FREE} AND NOT EXISTS (SELECT FROM won)
+), counted AS ({
+    counting(
+        Kind.AI,
+        "answer",
+        usage="outcome = 'acquired'",
+        charged="outcome = 'acquired'",
+        polling="outcome = 'held' AND state IN ('queued', 'in_progress', 'cancelled')",
+    )
+}), decided AS (
+    INSERT INTO audit_decisions (id, tenant_id, actor, agent_id, tool, run_key, allowed, decision,
+                                 policy_reason, policy_code, risk_level)
+    SELECT decision_id, tenant_id, CAST(:actor AS text), agent_id, job, key, true, 'executed',
+           'within_budget', 'ok', :risk_level
+    FROM won WHERE owner = 'server'
+), starting AS ({
+    event_row(
+        "CASE owner WHEN 'caller' THEN 'run_started' ELSE 'run_queued' END",
+        "CASE owner WHEN 'caller' THEN 'started' ELSE 'queued' END",
+        source="won",
+    )
+}), {recording("starting")}, fed AS (
+    INSERT INTO feed_events (tenant_id, type, kind, key, status, agent_id)
+    SELECT tenant_id, 'acquired', 'ai', key, state, agent_id FROM won
+)
+SELECT outcome, {RUN_COLUMNS},
+       {MONTH_USAGE} + CASE outcome WHEN 'acquired' THEN 1 ELSE 0 END AS month_usage
+FROM answer
+""")  # noqa: S608 (constants only)
+
+
+def take(taking: Taking) -> Statement[Taken | None]:
+    """Put a new lease or queued run under a free key; count the request, record decision and event.
+
+    None when another transaction changed the key after this statement's snapshot: nothing was changed or
+    counted, and asking again sees that transaction's row.
+    """
+    params = {
+        "tenant_id": taking.tenant_id,
+        "key": taking.key,
+        "owner": taking.owner.value,
+        "lease_id": taking.lease_id,
+        "ttl_s": taking.ttl_s,
+        "run_id": taking.run_id,
+        "metadata": None if taking.metadata is None else compact_json(taking.metadata).decode(),
+        "fingerprint": taking.fingerprint,
+        "agent_id": taking.agent_id,
+        "actor": taking.actor,
+        "job": taking.job,
+        "queue": taking.queue,
+        "max_attempts": taking.max_attempts,
+        "risk_level": taking.risk_level,
+        "delay_s": taking.delay_s,
+        "publish_in_s": taking.delay_s + taking.publish_grace_s,
+        "kind": Kind.AI.value,
+        "slot": slot(),
+    }
+    return Statement(
+        "runs.take",
+        _TAKE,
+        one_or_none(lambda row: Taken(row["outcome"], to_run(row), row["month_usage"])),
+        params,
+    )
+
+
+_FIND = sa.text(f"""
+SELECT {RUN_COLUMNS} FROM runs WHERE tenant_id = :tenant_id AND key = :key AND {RETAINED}
+""")  # noqa: S608
+
+
+def find(tenant_id: str, key: str) -> Statement[Run | None]:
+    """The run or lease under a key; None when it was never taken or its retention is over."""
+    return Statement("runs.find", _FIND, one_or_none(to_run), {"tenant_id": tenant_id, "key": key})
+
+
+_WOULD_ACQUIRE = sa.text(f"""
+SELECT NOT EXISTS (
+    SELECT FROM runs r WHERE r.tenant_id = :tenant_id AND r.key = :key AND NOT {_FREE}
+)
+""")  # noqa: S608
+
+
+def would_acquire(tenant_id: str, key: str, fingerprint: str | None) -> Statement[bool]:
+    """Whether taking the key now would succeed; for deciding on a hard cap, under the cap's row lock."""
+    return Statement(
+        "runs.would_acquire",
+        _WOULD_ACQUIRE,
+        lambda r: bool(r.scalar_one()),
+        {"tenant_id": tenant_id, "key": key, "fingerprint": fingerprint},
+    )

@@ -1,0 +1,255 @@
+"""The tables, as SQLAlchemy sees them. Migrations make them; a test holds both against each other.
+
+Tenant is the first column of every key, so that a deployment can be sharded by tenant.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSON, TIMESTAMP
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+CLOCK_DDL = """
+CREATE OR REPLACE FUNCTION onceonly_now() RETURNS timestamptz
+LANGUAGE sql STABLE PARALLEL SAFE AS 'SELECT statement_timestamp()'
+"""
+"""The only clock for leases, windows and schedules. Tests replace it and so move time for every process."""
+
+Time = TIMESTAMP(timezone=True)
+
+
+def _required(name: str, kind: sa.types.TypeEngine[Any], default: str | None = None) -> sa.Column[Any]:
+    return sa.Column(name, kind, nullable=False, server_default=None if default is None else sa.text(default))
+
+
+def _identity(always: bool = True) -> sa.Column[int]:
+    return sa.Column("id", sa.BigInteger, sa.Identity(always=always), primary_key=True)
+
+
+tenants = sa.Table(
+    "tenants",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    _required("plan", sa.Text()),
+    _required("created_at", Time, "onceonly_now()"),
+    sa.Column("disabled_at", Time),
+    _required("email_notifications_enabled", sa.Boolean(), "true"),
+    _required("tool_error_notifications_enabled", sa.Boolean(), "true"),
+    _required("run_failure_notifications_enabled", sa.Boolean(), "true"),
+    sa.CheckConstraint("plan IN ('free', 'starter', 'pro', 'agency')", name="plan"),
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("tenant_id", sa.ForeignKey("tenants.id"), nullable=False, index=True),
+    # The SHA-256 of a key of 190 random bits: nothing to guess, so a slow hash would only cost time.
+    sa.Column("key_sha256", sa.LargeBinary, nullable=False, unique=True),
+    _required("preview", sa.Text()),
+    sa.Column("rate_limit", sa.Text),
+    _required("created_at", Time, "onceonly_now()"),
+    sa.Column("disabled_at", Time),
+)
+
+locks = sa.Table(
+    "locks",
+    metadata,
+    sa.Column("tenant_id", sa.Text, primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    _required("ttl_s", sa.Integer()),
+    _required("first_seen_at", Time),
+    _required("locked_until_at", Time),
+    sa.Column("metadata", JSON),
+    sa.Column("fingerprint", sa.Text),
+    sa.Column("request_id", sa.Text),
+)
+
+runs = sa.Table(
+    "runs",
+    metadata,
+    _identity(),
+    _required("tenant_id", sa.Text()),
+    _required("key", sa.Text()),
+    _required("owner", sa.Text()),
+    _required("state", sa.Text()),
+    _required("version", sa.Integer(), "1"),
+    _required("fencing_token", sa.BigInteger(), "0"),
+    _required("run_id", sa.Text()),
+    sa.Column("agent_id", sa.Text),
+    sa.Column("fingerprint", sa.Text),
+    sa.Column("metadata", JSON),
+    # The caller's lease. For a server-run job it is the requester's handle.
+    _required("lease_id", sa.Text()),
+    _required("lease_ttl_s", sa.Integer()),
+    sa.Column("lease_until_at", Time),
+    # Server-run jobs only, from here to publications.
+    sa.Column("worker_lease_id", sa.Text),
+    sa.Column("deadline_at", Time),
+    sa.Column("job", sa.Text),
+    sa.Column("queue", sa.Text),
+    _required("attempt", sa.Integer(), "0"),
+    _required("max_attempts", sa.Integer(), "1"),
+    sa.Column("due_at", Time),
+    sa.Column("publish_at", Time),
+    _required("publications", sa.Integer(), "0"),
+    sa.Column("progress", JSON),
+    _required("first_seen_at", Time),
+    sa.Column("started_at", Time),
+    sa.Column("done_at", Time),
+    sa.Column("retain_until_at", Time),
+    sa.Column("result", JSON),
+    sa.Column("result_hash", sa.Text),
+    sa.Column("error_code", sa.Text),
+    sa.Column("error_hash", sa.Text),
+    sa.Column("error_message", sa.Text),
+    _required("dead_lettered", sa.Boolean(), "false"),
+    sa.Column("decision_id", sa.BigInteger),
+    sa.UniqueConstraint("tenant_id", "key"),
+    sa.CheckConstraint("owner IN ('caller', 'server')", name="owner"),
+    sa.CheckConstraint(
+        "state IN ('queued', 'in_progress', 'completed', 'failed', 'cancelled')", name="state"
+    ),
+    # The relay's two questions: what is due, and whose claim has expired.
+    sa.Index("ix_runs_due", "publish_at", postgresql_where=sa.text("state = 'queued'")),
+    sa.Index(
+        "ix_runs_claims",
+        "lease_until_at",
+        postgresql_where=sa.text("state = 'in_progress' AND owner = 'server'"),
+    ),
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    _required("queue", sa.Text()),
+    sa.Column("match", sa.Text),
+    _required("max_attempts", sa.Integer()),
+    sa.Column("time_limit_s", sa.Integer),
+    _required("description", sa.Text()),
+    _required("registered_at", Time, "onceonly_now()"),
+)
+
+usage_counters = sa.Table(
+    "usage_counters",
+    metadata,
+    sa.Column("tenant_id", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("day", sa.Date, primary_key=True),
+    # Concurrent requests add to different rows, which are summed on reading.
+    sa.Column("slot", sa.SmallInteger, primary_key=True),
+    _required("usage", sa.BigInteger(), "0"),
+    _required("requests_total", sa.BigInteger(), "0"),
+    _required("blocked_total", sa.BigInteger(), "0"),
+    _required("charged_total", sa.BigInteger(), "0"),
+    _required("polling_total", sa.BigInteger(), "0"),
+)
+
+usage_caps = sa.Table(
+    "usage_caps",
+    metadata,
+    # One row where a hard cap must be exact: whoever may use up quota holds its lock first.
+    sa.Column("tenant_id", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("month", sa.Date, primary_key=True),
+    _required("usage", sa.BigInteger(), "0"),
+)
+
+run_events = sa.Table(
+    "run_events",
+    metadata,
+    _identity(),
+    _required("tenant_id", sa.Text()),
+    _required("run_id", sa.Text()),
+    _required("at", Time, "onceonly_now()"),
+    _required("type", sa.Text()),
+    sa.Column("status", sa.Text),
+    sa.Column("step", sa.Text),
+    sa.Column("tool", sa.Text),
+    sa.Column("req_id", sa.Text),
+    sa.Column("lease_id", sa.Text),
+    sa.Column("agent_id", sa.Text),
+    sa.Column("message", sa.Text),
+    sa.Column("duration_ms", sa.BigInteger),
+    sa.Column("data", JSON),
+    sa.Index("ix_run_events_timeline", "tenant_id", "run_id", "at", "id"),
+)
+
+timelines = sa.Table(
+    "timelines",
+    metadata,
+    sa.Column("tenant_id", sa.Text, primary_key=True),
+    # C collation, so that a prefix search is an index range.
+    sa.Column("run_id", sa.Text(collation="C"), primary_key=True),
+    _required("last_at", Time),
+    _required("last_type", sa.Text()),
+    sa.Column("last_status", sa.Text),
+    _required("events_count", sa.BigInteger(), "1"),
+    sa.Index("ix_timelines_latest", "tenant_id", sa.text("last_at DESC")),
+)
+
+feed_events = sa.Table(
+    "feed_events",
+    metadata,
+    _identity(),
+    _required("tenant_id", sa.Text()),
+    _required("at", Time, "onceonly_now()"),
+    _required("type", sa.Text()),
+    sa.Column("kind", sa.Text),
+    sa.Column("key", sa.Text),
+    sa.Column("status", sa.Text),
+    sa.Column("agent_id", sa.Text),
+    sa.Column("tool", sa.Text),
+    sa.Column("message", sa.Text),
+    sa.Column("data", JSON),
+    sa.Index("ix_feed_events_recent", "tenant_id", sa.text("id DESC")),
+)
+
+audit_decisions = sa.Table(
+    "audit_decisions",
+    metadata,
+    # Append-only: the serving role may insert and read, never change. A run names its decision in the
+    # statement that makes both, so the id may be given.
+    _identity(always=False),
+    _required("tenant_id", sa.Text()),
+    _required("at", Time, "onceonly_now()"),
+    sa.Column("actor", sa.Text),
+    sa.Column("agent_id", sa.Text),
+    _required("tool", sa.Text()),
+    sa.Column("run_key", sa.Text),
+    _required("allowed", sa.Boolean()),
+    _required("decision", sa.Text()),
+    _required("policy_reason", sa.Text()),
+    _required("policy_code", sa.Text()),
+    _required("risk_level", sa.Text()),
+    sa.Column("args_hash", sa.Text),
+    _required("spend_micro_usd", sa.BigInteger(), "0"),
+    sa.Index("ix_audit_decisions_run", "tenant_id", "run_key"),
+)
+
+audit_outcomes = sa.Table(
+    "audit_outcomes",
+    metadata,
+    # At most one outcome per decision: the primary key says so.
+    sa.Column("decision_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    _required("tenant_id", sa.Text()),
+    _required("at", Time, "onceonly_now()"),
+    _required("outcome", sa.Text()),
+    sa.Column("error_code", sa.Text),
+    _required("spend_micro_usd", sa.BigInteger(), "0"),
+    sa.Column("latency_ms", sa.BigInteger),
+)
+
+APPEND_ONLY = (audit_decisions, audit_outcomes)
