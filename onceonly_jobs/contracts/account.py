@@ -6,11 +6,13 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, model_validator
 
-from onceonly_jobs.contracts.fields import Wire
+from onceonly_jobs.contracts.fields import Wire, example
 
 
 class NotificationsRequest(Wire):
     """Any non-empty subset of the three switches; the others stay as they are."""
+
+    model_config = example(email_notifications_enabled=False)
 
     email_notifications_enabled: bool | None = None
     tool_error_notifications_enabled: bool | None = None

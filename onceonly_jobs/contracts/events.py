@@ -6,13 +6,24 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from onceonly_jobs.contracts.fields import MAX_UNIX_S, METADATA_BYTES, JsonObject, Label, RunId, Wire, at_most
+from onceonly_jobs.contracts.fields import (
+    MAX_UNIX_S,
+    METADATA_BYTES,
+    JsonObject,
+    Label,
+    RunId,
+    Wire,
+    at_most,
+    example,
+)
 
 MAX_DURATION_MS = 2**53
 
 
 class EventRequest(Wire):
     """A caller's own event. Unknown fields are accepted and dropped; keep them under `data`."""
+
+    model_config = example(run_id="report:daily:2026-03-01", type="note", status="ok", message="sent")
 
     run_id: RunId
     type: Annotated[Label, Field(min_length=1, pattern=r"\S")]

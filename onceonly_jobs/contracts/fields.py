@@ -25,6 +25,11 @@ class Wire(BaseModel):
 T = TypeVar("T")
 
 
+def example(**fields: Any) -> ConfigDict:
+    """A model's configuration with an example for the documentation."""
+    return ConfigDict(json_schema_extra={"examples": [fields]})
+
+
 def _storable(value: T) -> T:
     why = storable(value)
     if why:

@@ -17,10 +17,13 @@ from onceonly_jobs.contracts.fields import (
     Metadata,
     Ttl,
     Wire,
+    example,
 )
 
 
 class LeaseRequest(Wire):
+    model_config = example(key="order:42:payment", ttl=300)
+
     key: Key
     ttl: Ttl | None = None
     metadata: Metadata | None = None
@@ -28,12 +31,16 @@ class LeaseRequest(Wire):
 
 
 class ExtendRequest(Wire):
+    model_config = example(key="order:42:payment", lease_id="lease_abc123xyz", ttl=300)
+
     key: Key
     lease_id: LeaseId
     ttl: Ttl | None = None
 
 
 class CompleteRequest(Wire):
+    model_config = example(key="order:42:payment", lease_id="lease_abc123xyz", result={"paid": True})
+
     key: Key
     lease_id: LeaseId
     result: JsonObject | None = None
@@ -41,6 +48,8 @@ class CompleteRequest(Wire):
 
 
 class FailRequest(Wire):
+    model_config = example(key="order:42:payment", lease_id="lease_abc123xyz", error_code="charge_failed")
+
     key: Key
     lease_id: LeaseId
     error_code: ErrorCode
@@ -48,6 +57,8 @@ class FailRequest(Wire):
 
 
 class CancelRequest(Wire):
+    model_config = example(key="order:42:payment", lease_id="lease_abc123xyz", reason="not needed any more")
+
     key: Key
     lease_id: LeaseId
     reason: Label | None = None

@@ -6,10 +6,12 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from onceonly_jobs.contracts.fields import Fingerprint, Key, LockMetadata, Ttl, Wire
+from onceonly_jobs.contracts.fields import Fingerprint, Key, LockMetadata, Ttl, Wire, example
 
 
 class CheckLockRequest(Wire):
+    model_config = example(key="stripe:webhook:evt_1", ttl=7200, metadata={"source": "stripe"})
+
     key: Key
     ttl: Ttl | None = None
     metadata: LockMetadata | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from onceonly_jobs.contracts.fields import Fingerprint, JsonObject, Key, Metadata, Text, Ttl, Wire
+from onceonly_jobs.contracts.fields import Fingerprint, JsonObject, Key, Metadata, Text, Ttl, Wire, example
 
 Name = Annotated[Text, Field(min_length=1, max_length=256)]
 
@@ -22,6 +22,8 @@ def _meaningful(metadata: dict[str, Any]) -> dict[str, Any]:
 
 class RunRequest(Wire):
     """Shape A has `key`; shape B has `agent_id` and `tool`."""
+
+    model_config = example(key="report:daily:2026-03-01", ttl=1800, metadata={"task": "daily_summary"})
 
     key: Key | None = None
     ttl: Ttl | None = None

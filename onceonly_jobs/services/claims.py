@@ -28,11 +28,30 @@ class Ending(Enum):
     """refused and recorded: the claim had expired, or another worker holds the run"""
 
 
+def new_lease_id() -> str:
+    """A worker's lease id: 144 random bits, and no name of a machine or process."""
+    return f"wl_{secrets.token_urlsafe(18)}"
+
+
 @autocommit
-def claim(run: int, job: str, lease_s: float, time_limit_s: int | None) -> Operation[Claim | None]:
-    """Claim a run under a new random lease id and the next fencing token; None when there is nothing to do."""
-    lease_id = f"wl_{secrets.token_urlsafe(18)}"
-    return (yield from store.claim(run, job, lease_id, lease_s, time_limit_s))
+def claim(
+    run: int,
+    job: str,
+    lease_s: float,
+    time_limit_s: int | None,
+    *,
+    lease_id: str | None = None,
+    repeated: bool = False,
+) -> Operation[Claim | None]:
+    """Claim a run under a new lease id and the next fencing token; None when there is nothing to do.
+
+    repeated: an earlier call with this lease id got no answer, and may have claimed the run.
+    """
+    lease_id = lease_id or new_lease_id()
+    claim = yield from store.claim(run, job, lease_id, lease_s, time_limit_s)
+    if claim is None and repeated:
+        claim = yield from store.claimed(run, lease_id)
+    return claim
 
 
 @autocommit

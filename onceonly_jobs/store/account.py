@@ -66,7 +66,7 @@ _TENANT = "id, plan, created_at, disabled_at"
 
 _ADD_TENANT = sa.text(f"""
 INSERT INTO tenants (id, plan) VALUES (:id, :plan) ON CONFLICT (id) DO NOTHING RETURNING {_TENANT}
-""")  # noqa: S608
+""")
 
 
 def add_tenant(tenant_id: str, plan: Plan) -> Statement[Tenant | None]:
@@ -76,21 +76,21 @@ def add_tenant(tenant_id: str, plan: Plan) -> Statement[Tenant | None]:
     )
 
 
-_FIND_TENANT = sa.text(f"SELECT {_TENANT} FROM tenants WHERE id = :id")  # noqa: S608
+_FIND_TENANT = sa.text(f"SELECT {_TENANT} FROM tenants WHERE id = :id")
 
 
 def find_tenant(tenant_id: str) -> Statement[Tenant | None]:
     return Statement("account.find_tenant", _FIND_TENANT, one_or_none(_tenant), {"id": tenant_id})
 
 
-_TENANTS = sa.text(f"SELECT {_TENANT} FROM tenants ORDER BY id")  # noqa: S608
+_TENANTS = sa.text(f"SELECT {_TENANT} FROM tenants ORDER BY id")
 
 
 def all_tenants() -> Statement[list[Tenant]]:
     return Statement("account.all_tenants", _TENANTS, many(_tenant))
 
 
-_SET_PLAN = sa.text(f"UPDATE tenants SET plan = :plan WHERE id = :id RETURNING {_TENANT}")  # noqa: S608
+_SET_PLAN = sa.text(f"UPDATE tenants SET plan = :plan WHERE id = :id RETURNING {_TENANT}")
 
 
 def set_plan(tenant_id: str, plan: Plan) -> Statement[Tenant | None]:
@@ -103,7 +103,7 @@ def set_plan(tenant_id: str, plan: Plan) -> Statement[Tenant | None]:
 _SET_DISABLED = sa.text(f"""
 UPDATE tenants SET disabled_at = CASE WHEN :disabled THEN coalesce(disabled_at, onceonly_now()) END
 WHERE id = :id RETURNING {_TENANT}
-""")  # noqa: S608
+""")
 
 
 def set_disabled(tenant_id: str, disabled: bool) -> Statement[Tenant | None]:
@@ -188,7 +188,7 @@ UPDATE tenants SET
     run_failure_notifications_enabled =
         coalesce(CAST(:run_failure AS boolean), run_failure_notifications_enabled)
 WHERE id = :id RETURNING {_NOTIFICATIONS}
-""")  # noqa: S608
+""")
 
 
 def set_notifications(
@@ -203,7 +203,7 @@ def set_notifications(
     )
 
 
-_READ_NOTIFICATIONS = sa.text(f"SELECT {_NOTIFICATIONS} FROM tenants WHERE id = :id")  # noqa: S608
+_READ_NOTIFICATIONS = sa.text(f"SELECT {_NOTIFICATIONS} FROM tenants WHERE id = :id")
 
 
 def notifications(tenant_id: str) -> Statement[Notifications]:

@@ -33,7 +33,7 @@ WITH claimed AS (
     )
 }), {recording("starting")}
 SELECT {CLAIM_COLUMNS} FROM claimed
-""")  # noqa: S608
+""")
 
 
 def claim(
@@ -51,6 +51,20 @@ def claim(
             "lease_s": lease_s,
             "limit_s": time_limit_s,
         },
+    )
+
+
+_CLAIMED = sa.text(f"""
+SELECT {CLAIM_COLUMNS} FROM runs
+WHERE id = :id AND worker_lease_id = :worker_lease_id AND owner = 'server' AND state = 'in_progress'
+    AND lease_until_at > onceonly_now()
+""")
+
+
+def claimed(run: int, worker_lease_id: str) -> Statement[Claim | None]:
+    """The current claim under this lease id, made by a `claim` whose answer was lost; None when there is none."""
+    return Statement(
+        "claims.claimed", _CLAIMED, one_or_none(to_claim), {"id": run, "worker_lease_id": worker_lease_id}
     )
 
 
@@ -75,7 +89,7 @@ _HEARTBEAT = sa.text(f"""
 UPDATE runs SET lease_until_at = onceonly_now() + make_interval(secs => CAST(:lease_s AS double precision))
 WHERE {_CURRENT}
 RETURNING extract(epoch FROM deadline_at - onceonly_now())::double precision AS time_left_s
-""")  # noqa: S608
+""")
 
 
 def heartbeat(claim: Claim, lease_s: float) -> Statement[Beat | None]:
@@ -106,7 +120,7 @@ def standing(claim: Claim) -> Statement[str]:
 
 _MOVED = {
     "progress": f"UPDATE runs SET progress = CAST(:data AS json) WHERE {_CURRENT} RETURNING *",
-    "log": f"SELECT * FROM runs WHERE {_CURRENT}",  # noqa: S608
+    "log": f"SELECT * FROM runs WHERE {_CURRENT}",
 }
 
 _NOTE = {
@@ -118,7 +132,7 @@ WITH moved AS ({moved}), noted AS (
     FROM moved
 ), {recording("noted")}
 SELECT id FROM moved
-""")  # noqa: S608
+""")
     for type_, moved in _MOVED.items()
 }
 
@@ -148,7 +162,7 @@ WITH done AS (
     RETURNING *
 ), {finished("done")}
 SELECT id FROM done
-""")  # noqa: S608
+""")
 
 
 def complete(claim: Claim, result: dict[str, Any], result_hash: str, retention_s: int) -> Statement[bool]:
@@ -174,7 +188,7 @@ WITH done AS (
     RETURNING *
 ), {finished("done")}
 SELECT id FROM done
-""")  # noqa: S608
+""")
 
 
 def fail(
@@ -206,7 +220,7 @@ WITH requeued AS (
 ), retried AS ({event_row("'run_retried'", "'queued'", source="requeued", message="error_message")}
 ), {recording("retried")}
 SELECT id FROM requeued
-""")  # noqa: S608
+""")
 
 
 def retry(claim: Claim, delay_s: float, error_code: str, message: str) -> Statement[bool]:
@@ -240,7 +254,7 @@ WITH refused AS (
     FROM runs WHERE id = :id
 ), {recording("refused")}
 SELECT 1
-""")  # noqa: S608
+""")
 
 
 def record_refusal(claim: Claim, message: str) -> Statement[None]:
@@ -273,7 +287,7 @@ WITH expired AS (
     finished("lost")
 }
 SELECT tenant_id, key, state FROM requeued UNION ALL SELECT tenant_id, key, state FROM lost
-""")  # noqa: S608
+""")
 
 
 @dataclass(frozen=True, slots=True)

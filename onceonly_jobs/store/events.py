@@ -29,7 +29,7 @@ def recording(source: str) -> str:
                (array_agg(status ORDER BY at DESC))[1], count(*)
         FROM {source} GROUP BY tenant_id, run_id ORDER BY tenant_id, run_id
         {HEAD_MOVES}
-    )"""  # noqa: S608 (constants only)
+    )"""
 
 
 HEAD_MOVES = """
@@ -48,7 +48,7 @@ def event_row(type_: str, status: str, *, source: str, message: str = "NULL", du
                CAST(NULL AS text) AS step, CAST(job AS text) AS tool, agent_id,
                CAST({message} AS text) AS message, CAST({duration} AS bigint) AS duration_ms,
                json_build_object('key', key, 'attempt', attempt) AS data
-        FROM {source}"""  # noqa: S608 (constants only)
+        FROM {source}"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +105,7 @@ WITH appended AS (
     {HEAD_MOVES}
 )
 SELECT id FROM appended
-""")  # noqa: S608
+""")
 
 
 def append(

@@ -26,7 +26,7 @@ UPDATE runs SET
     deadline_at = CASE WHEN owner = 'server' AND state = 'in_progress' THEN {_NOW_PLUS_TTL} ELSE deadline_at END
 WHERE {_HELD} AND state IN ('queued', 'in_progress')
 RETURNING {RUN_COLUMNS}
-""")  # noqa: S608
+""")
 
 
 def extend(tenant_id: str, key: str, lease_id: str, ttl_s: int | None) -> Statement[Run | None]:
@@ -50,7 +50,7 @@ WITH done AS (
     RETURNING *
 ), {finished("done")}
 SELECT {RUN_COLUMNS} FROM done
-""")  # noqa: S608
+""")
 
 
 def complete(
@@ -84,7 +84,7 @@ WITH done AS (
     RETURNING *
 ), {finished("done")}
 SELECT {RUN_COLUMNS} FROM done
-""")  # noqa: S608
+""")
 
 
 def fail(
@@ -115,7 +115,7 @@ WITH done AS (
     RETURNING *
 ), {finished("done")}
 SELECT {RUN_COLUMNS} FROM done
-""")  # noqa: S608
+""")
 
 
 def cancel(

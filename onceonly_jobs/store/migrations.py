@@ -9,7 +9,9 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 
+from onceonly_jobs.errors import ConfigError
 from onceonly_jobs.store.tables import APPEND_ONLY, metadata
 
 
@@ -30,13 +32,17 @@ def _config(url: str) -> Config:
 def upgrade(owner_url: str, serving_url: str | None = None, revision: str = "head") -> None:
     """Migrate as the tables' owner, and let the serving role use them if it is another one.
 
-    `revision` may also be an older one: then the schema is taken back to it.
+    `revision` may also be an older one: then the schema is taken back to it. Raises ConfigError for an
+    unknown one.
     """
     config = _config(owner_url)
-    if revision != "head" and _is_behind(owner_url, revision):
-        command.downgrade(config, revision)
-    else:
-        command.upgrade(config, revision)
+    try:
+        if revision != "head" and _is_behind(owner_url, revision):
+            command.downgrade(config, revision)
+        else:
+            command.upgrade(config, revision)
+    except CommandError as error:
+        raise ConfigError(f"cannot migrate to {revision}: {error}") from error
     if serving_url is not None and (role := sa.make_url(serving_url).username) is not None:
         _grant(owner_url, role)
 

@@ -12,7 +12,7 @@ RUN_COLUMNS = """id, key, run_id, owner, state, version, fencing_token, lease_id
     deadline_at, first_seen_at, done_at, result, result_hash, error_code, onceonly_now() AS read_at"""
 
 CLAIM_COLUMNS = """id, tenant_id, key, run_id, job, agent_id, worker_lease_id, fencing_token, attempt,
-    max_attempts, metadata, deadline_at, started_at"""
+    max_attempts, metadata, deadline_at, started_at, decision_id"""
 
 FINISHED = "state IN ('completed', 'failed', 'cancelled')"
 
@@ -44,6 +44,7 @@ def to_claim(row: sa.RowMapping) -> Claim:
         metadata=row["metadata"] or {},
         deadline_at=row["deadline_at"],
         claimed_at=row["started_at"],
+        decision_id=row["decision_id"],
     )
 
 
@@ -61,4 +62,4 @@ def finished(source: str) -> str:
         SELECT decision_id, tenant_id, state, error_code, CAST({duration} AS bigint)
         FROM {source} WHERE decision_id IS NOT NULL
         ON CONFLICT (decision_id) DO NOTHING
-    )"""  # noqa: S608 (constants only)
+    )"""

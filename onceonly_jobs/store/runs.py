@@ -134,7 +134,7 @@ WITH won AS (
 SELECT outcome, {RUN_COLUMNS},
        {MONTH_USAGE} + CASE outcome WHEN 'acquired' THEN 1 ELSE 0 END AS month_usage
 FROM answer
-""")  # noqa: S608 (constants only)
+""")
 
 
 def take(taking: Taking) -> Statement[Taken | None]:
@@ -173,7 +173,7 @@ def take(taking: Taking) -> Statement[Taken | None]:
 
 _FIND = sa.text(f"""
 SELECT {RUN_COLUMNS} FROM runs WHERE tenant_id = :tenant_id AND key = :key AND {RETAINED}
-""")  # noqa: S608
+""")
 
 
 def find(tenant_id: str, key: str) -> Statement[Run | None]:
@@ -185,7 +185,7 @@ _WOULD_ACQUIRE = sa.text(f"""
 SELECT NOT EXISTS (
     SELECT FROM runs r WHERE r.tenant_id = :tenant_id AND r.key = :key AND NOT {_FREE}
 )
-""")  # noqa: S608
+""")
 
 
 def would_acquire(tenant_id: str, key: str, fingerprint: str | None) -> Statement[bool]:

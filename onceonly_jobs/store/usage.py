@@ -18,7 +18,7 @@ THIS_MONTH = "date_trunc('month', onceonly_now() AT TIME ZONE 'UTC')::date"
 MONTH_USAGE = f"""
 (SELECT coalesce(sum(u.usage), 0)::bigint FROM usage_counters u
  WHERE u.tenant_id = :tenant_id AND u.kind = :kind AND u.day >= {THIS_MONTH})
-"""  # noqa: S608 (constants only)
+"""
 
 
 def counting(kind: Kind, source: str, *, usage: str, charged: str = "0", polling: str = "0") -> str:
@@ -36,7 +36,7 @@ def counting(kind: Kind, source: str, *, usage: str, charged: str = "0", polling
         usage = c.usage + excluded.usage, requests_total = c.requests_total + excluded.requests_total,
         charged_total = c.charged_total + excluded.charged_total,
         polling_total = c.polling_total + excluded.polling_total
-    """  # noqa: S608 (constants only)
+    """
 
 
 def slot() -> int:
@@ -66,7 +66,7 @@ SELECT kinds.kind, to_char({THIS_MONTH}, 'YYYY-MM') AS month, {_SUMS}
 FROM (VALUES ('make'), ('ai')) AS kinds (kind)
 LEFT JOIN usage_counters u ON u.kind = kinds.kind AND u.tenant_id = :tenant_id AND u.day >= {THIS_MONTH}
 GROUP BY kinds.kind
-""")  # noqa: S608
+""")
 
 
 def month(tenant_id: str) -> Statement[tuple[str, dict[Kind, Counters]]]:
@@ -83,7 +83,7 @@ _DAYS = sa.text(f"""
 SELECT day, kind, {_SUMS} FROM usage_counters
 WHERE tenant_id = :tenant_id AND day BETWEEN :from_day AND :to_day
 GROUP BY day, kind ORDER BY day
-""")  # noqa: S608
+""")
 
 
 def days(tenant_id: str, from_day: date, to_day: date) -> Statement[list[tuple[date, Kind, Counters]]]:
@@ -96,7 +96,7 @@ def days(tenant_id: str, from_day: date, to_day: date) -> Statement[list[tuple[d
     )
 
 
-_ALL_TIME = sa.text(f"SELECT {_SUMS} FROM usage_counters WHERE tenant_id = :tenant_id")  # noqa: S608
+_ALL_TIME = sa.text(f"SELECT {_SUMS} FROM usage_counters WHERE tenant_id = :tenant_id")
 
 
 def all_time(tenant_id: str) -> Statement[Counters]:
@@ -110,7 +110,7 @@ _LOCK_CAP = sa.text(f"""
 INSERT INTO usage_caps AS c (tenant_id, kind, month) VALUES (:tenant_id, :kind, {THIS_MONTH})
 ON CONFLICT (tenant_id, kind, month) DO UPDATE SET usage = c.usage
 RETURNING c.usage
-""")  # noqa: S608
+""")
 
 
 def lock_cap(tenant_id: str, kind: Kind) -> Statement[int]:
@@ -123,7 +123,7 @@ def lock_cap(tenant_id: str, kind: Kind) -> Statement[int]:
 _RAISE_CAP = sa.text(f"""
 UPDATE usage_caps SET usage = usage + 1
 WHERE tenant_id = :tenant_id AND kind = :kind AND month = {THIS_MONTH}
-""")  # noqa: S608
+""")
 
 
 def raise_cap(tenant_id: str, kind: Kind) -> Statement[None]:

@@ -1,0 +1,157 @@
+"""Stored values in the contract's words."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from onceonly_jobs.contracts.fields import unix_s, utc_iso
+from onceonly_jobs.domain.plans import LIMITS, Kind, Plan
+from onceonly_jobs.domain.runs import Run
+from onceonly_jobs.domain.states import RunState
+from onceonly_jobs.services.leases import WIRE_STATES
+from onceonly_jobs.store.events import Event, FeedEvent, Timeline
+from onceonly_jobs.store.locks import LockAnswer
+from onceonly_jobs.store.runs import Taken
+from onceonly_jobs.store.usage import Counters
+
+MONTH_HEADER = "X-OnceOnly-Month"
+
+
+def month_header(at: datetime) -> dict[str, str]:
+    return {MONTH_HEADER: at.strftime("%Y-%m")}
+
+
+def lock(key: str, answer: LockAnswer) -> JSONResponse:
+    """200 for the first caller and for duplicates alike."""
+    locked = answer.status == "locked"
+    body = {
+        "success": locked,
+        "status": answer.status,
+        "key": key,
+        "ttl": answer.ttl_s,
+        "first_seen_at": None if locked else utc_iso(answer.first_seen_at),
+    }
+    return JSONResponse(body, headers={"X-OnceOnly-Status": answer.status} | month_header(answer.at))
+
+
+def taken(plan: Plan, answer: Taken) -> JSONResponse:
+    """What a lease or run call sees of its key."""
+    run = answer.run
+    acquired = answer.outcome == "acquired"
+    status = "acquired" if acquired else _held_status(run)
+    polling = status == "polling"
+    body: dict[str, Any] = {
+        "ok": status != "failed",
+        "status": status,
+        "key": run.key,
+        "ttl": run.lease_ttl_s,
+        "ttl_left": (run.ttl_left_s() or 0) if polling else None,
+        "lease_id": run.lease_id if acquired else None,
+        "version": run.version,
+        "first_seen_at": utc_iso(run.first_seen_at),
+        "done_at": None if polling else utc_iso(run.done_at),
+        "result_hash": run.result_hash,
+        "error_code": run.error_code if status == "failed" else None,
+        "retry_after_sec": (run.retry_after_s() or 1) if polling else None,
+        "usage": answer.usage,
+        "limit": LIMITS[plan].quota(Kind.AI),
+        "charged": 1 if acquired else 0,
+    }
+    if status == "completed":
+        body["result"] = run.result
+    return JSONResponse(body, headers=month_header(run.read_at))
+
+
+def _held_status(run: Run) -> str:
+    """A cancelled run is only met here while its worker still holds on: that is held, not failed."""
+    if run.state in (RunState.COMPLETED, RunState.FAILED):
+        return run.state.value
+    return "polling"
+
+
+def status(run: Run) -> JSONResponse:
+    wire = WIRE_STATES[run.state]
+    body = {
+        "ok": wire != "failed",
+        "status": wire,
+        "key": run.key,
+        "ttl_left": run.ttl_left_s(),
+        "lease_id": None,
+        "version": run.version,
+        "first_seen_at": utc_iso(run.first_seen_at),
+        "done_at": utc_iso(run.done_at),
+        "result_hash": run.result_hash,
+        "error_code": run.error_code if wire == "failed" else None,
+        "retry_after_sec": run.retry_after_s(),
+    }
+    return JSONResponse(body)
+
+
+def result(run: Run) -> JSONResponse:
+    wire = WIRE_STATES[run.state]
+    body = {
+        "ok": wire == "completed",
+        "status": wire,
+        "key": run.key,
+        "result": run.result,
+        "result_hash": run.result_hash,
+        "error_code": run.error_code if wire == "failed" else None,
+        "done_at": utc_iso(run.done_at),
+    }
+    return JSONResponse(body)
+
+
+def month_counters(plan: Plan, kind: Kind, counters: Counters) -> dict[str, int]:
+    return {
+        "usage": counters.usage,
+        "limit": LIMITS[plan].quota(kind),
+        "requests_total_month": counters.requests_total,
+        "blocked_total_month": counters.blocked_total,
+        "charged_total_month": counters.charged_total,
+        "polling_total_month": counters.polling_total,
+    }
+
+
+def timeline_event(event: Event) -> dict[str, Any]:
+    return {
+        "id": event.id,
+        "ts": unix_s(event.at),
+        "type": event.type,
+        "status": event.status,
+        "duration_ms": event.duration_ms,
+        "step": event.step,
+        "tool": event.tool,
+        "req_id": event.req_id,
+        "lease_id": event.lease_id,
+        "agent_id": event.agent_id,
+        "message": event.message,
+        "data": event.data or {},
+    }
+
+
+def timeline_head(head: Timeline) -> dict[str, Any]:
+    return {
+        "run_id": head.run_id,
+        "last_ts": unix_s(head.last_at),
+        "last_type": head.last_type,
+        "last_status": head.last_status,
+        "events_count": head.events_count,
+    }
+
+
+def feed_item(event: FeedEvent) -> dict[str, Any]:
+    return {
+        "id": event.id,
+        "ts": unix_s(event.at),
+        "type": event.type,
+        "kind": event.kind,
+        "key": event.key,
+        "status": event.status,
+        "agent_id": event.agent_id,
+        "tool": event.tool,
+        "message": event.message,
+        "data": event.data or {},
+    }

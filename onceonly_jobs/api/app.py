@@ -1,0 +1,65 @@
+"""The HTTP application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
+
+from onceonly_jobs.api.edge import RequestId
+from onceonly_jobs.api.problems import install
+from onceonly_jobs.api.routes import account, ai, events, health, locks
+from onceonly_jobs.api.state import State
+from onceonly_jobs.config import Settings
+from onceonly_jobs.contracts.problem import problems
+from onceonly_jobs.telemetry import configure_logging
+
+DESCRIPTION = """
+One effective execution per idempotency key, for AI agents and everything else that must not happen twice.
+
+Every call carries `Authorization: Bearer once_live_...`. Every error is `{"detail": ...}`: a text, an object
+with a machine-readable `error` and a readable `message`, or for 422 the list of what is wrong with the request.
+"""
+
+EVERYWHERE = (401, 403, 422, 429, 503)
+
+# For /docs only: the key itself is checked before the route, see edge.py.
+SHOWN_SCHEME = HTTPBearer(auto_error=False, description="An API key, `once_live_...`")
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application over these settings. Raises ConfigError where they can't be served with."""
+    state = State.of(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await state.hints.start()
+        yield
+        await state.aclose()
+
+    app = FastAPI(
+        title="OnceOnly Jobs",
+        version=version("onceonly-jobs"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.onceonly = state
+    install(app)
+    app.add_middleware(RequestId)
+    app.include_router(health.router)
+    for router in (locks.router, ai.router, account.router, events.router):
+        app.include_router(
+            router, prefix="/v1", dependencies=[Depends(SHOWN_SCHEME)], responses=problems(*EVERYWHERE)
+        )
+    return app
+
+
+def app_from_env() -> FastAPI:
+    """The application over the environment's settings, for `uvicorn --factory`."""
+    settings = Settings.load()
+    configure_logging(settings.log_level, "api")
+    return create_app(settings)

@@ -1,0 +1,78 @@
+"""Errors become bodies here, and only here: `{"detail": ...}` with the status the contract gives them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.responses import Response
+
+from onceonly_jobs.errors import Refusal, Unavailable
+from onceonly_jobs.store.database import unreachable
+
+log = structlog.get_logger(__name__)
+
+SHOWN_INPUT = 200
+
+
+class Problem(Response):
+    """A JSON error body. Escapes all but ASCII, so that whatever was sent can be shown back."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps({"detail": content}, separators=(",", ":")).encode()
+
+
+def invalid(loc: tuple[str | int, ...], message: str, type_: str = "value_error") -> RequestValidationError:
+    """A 422 in the shape of the validator's own."""
+    return RequestValidationError([{"type": type_, "loc": loc, "msg": message, "input": {}}])
+
+
+def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)  # noqa: S101
+    return Problem(error.detail, status_code=error.status, headers=error.headers)
+
+
+def _unprocessable(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    detail = [
+        {"type": e["type"], "loc": list(e["loc"]), "msg": e["msg"], "input": _shown(e.get("input"))}
+        for e in error.errors()
+    ]
+    return Problem(detail, status_code=422)
+
+
+def _shown(value: Any) -> Any:
+    """What was wrong, cut short."""
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return f"<{type(value).__name__}>"
+    return value if len(text) <= SHOWN_INPUT else text[:SHOWN_INPUT] + "..."
+
+
+def _database(request: Request, error: Exception) -> Response:
+    if unreachable(error):
+        log.warning("database unreachable", path=request.url.path, error=str(error.__cause__ or error))
+        return _refused(request, Unavailable("the database"))
+    return _unexpected(request, error)
+
+
+def _unexpected(request: Request, error: Exception) -> Response:
+    log.error("unexpected error", path=request.url.path, exc_info=error)
+    return Problem({"error": "internal_error", "message": "unexpected error; see the log"}, status_code=500)
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of this app answer in the contract's shape."""
+    app.add_exception_handler(Refusal, _refused)
+    app.add_exception_handler(RequestValidationError, _unprocessable)
+    app.add_exception_handler(DBAPIError, _database)
+    app.add_exception_handler(PoolTimeout, _database)
+    app.add_exception_handler(Exception, _unexpected)

@@ -1,0 +1,31 @@
+"""Long polls: pushed by a hint, with a slow re-read of Postgres behind it for a hint that got lost."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from onceonly_jobs.api.state import State
+from onceonly_jobs.domain.runs import Run
+from onceonly_jobs.services import runs
+
+REREAD_S = 1.0
+
+
+async def read_or_wait(state: State, tenant_id: str, key: str, wait_s: float) -> Run:
+    """The run under a key, as soon as it is finished or wait_s seconds have passed. Raises NotFound."""
+    run = await state.db.arun(runs.find, tenant_id, key)
+    wait_s = min(wait_s, state.settings.max_wait_s)
+    if run.finished or wait_s <= 0:
+        return run
+    clock = asyncio.get_running_loop().time
+    end = clock() + wait_s
+    async with state.hints.waiting(tenant_id, key) as finished:
+        # Read again only now that a hint can't be missed any more.
+        run = await state.db.arun(runs.find, tenant_id, key)
+        while not run.finished and (left := end - clock()) > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(finished.wait(), min(REREAD_S, left))
+            finished.clear()
+            run = await state.db.arun(runs.find, tenant_id, key)
+    return run
