@@ -36,6 +36,10 @@ class ConfigError(OnceOnlyError):
     """A setting or this machine's state makes starting impossible. The message is one readable line."""
 
 
+class EnqueueError(OnceOnlyError):
+    """`Jobs.enqueue` was asked for something that can't be stored. Nothing was."""
+
+
 class Refusal(OnceOnlyError):
     """An operation was refused. `detail` is what the wire carries under the same name."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
-import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DBAPIError
@@ -15,7 +15,7 @@ from starlette.responses import Response
 from onceonly_jobs.errors import Refusal, Unavailable
 from onceonly_jobs.store.database import unreachable
 
-log = structlog.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 SHOWN_INPUT = 200
 
@@ -59,13 +59,13 @@ def _shown(value: Any) -> Any:
 
 def _database(request: Request, error: Exception) -> Response:
     if unreachable(error):
-        log.warning("database unreachable", path=request.url.path, error=str(error.__cause__ or error))
+        logger.warning("%s: the database does not answer: %s", request.url.path, error.__cause__ or error)
         return _refused(request, Unavailable("the database"))
     return _unexpected(request, error)
 
 
 def _unexpected(request: Request, error: Exception) -> Response:
-    log.error("unexpected error", path=request.url.path, exc_info=error)
+    logger.error("%s: unexpected error", request.url.path, exc_info=error)
     return Problem({"error": "internal_error", "message": "unexpected error; see the log"}, status_code=500)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 
-import structlog
 from limits import RateLimitItem, parse
 from limits.aio.storage import MemoryStorage, RedisStorage, Storage
 from limits.aio.strategies import MovingWindowRateLimiter
@@ -15,7 +15,7 @@ from onceonly_jobs.config import Settings
 from onceonly_jobs.errors import ConfigError, RateLimited
 from onceonly_jobs.store.account import Caller
 
-log = structlog.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 REDIS_TIMEOUT_S = 0.5
 
@@ -51,7 +51,7 @@ class RateLimiter:
                 window = await self._window.get_window_stats(limit, caller.key_id)
                 raise RateLimited(max(1, math.ceil(window.reset_time - time.time())))
         except (RedisError, OSError) as error:
-            log.warning("rate limit not checked", error=str(error))
+            logger.warning("rate limit not checked: %s", error)
 
     def _limit(self, own: str | None) -> RateLimitItem | None:
         if own is None:

@@ -12,8 +12,8 @@ from onceonly_jobs.domain.fingerprint import compact_json, storable
 
 METADATA_BYTES = 65_536
 LOCK_METADATA_BYTES = 2048
-MAX_UNIX_S = 253_402_300_799
-"""The last second of the year 9999."""
+MAX_UNIX_S = 253_402_214_400
+"""The last midnight of the year 9999: a time that fits every time zone's year 9999."""
 
 
 class Wire(BaseModel):
@@ -45,6 +45,19 @@ def at_most(limit: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
         if size > limit:
             raise ValueError(f"object is {size} bytes as compact JSON; at most {limit} are allowed")
         return value
+
+    return check
+
+
+def usable(*names: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A check that these fields of metadata, which the server acts on, can be used where given."""
+
+    def check(metadata: dict[str, Any]) -> dict[str, Any]:
+        for name in names:
+            value = metadata.get(name)
+            if value is not None and (not isinstance(value, str) or not value.strip() or len(value) > 256):
+                raise ValueError(f"metadata.{name} must be a non-blank string of at most 256 characters")
+        return metadata
 
     return check
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 
 from onceonly_jobs.contracts.fields import (
     ErrorCode,
@@ -18,6 +18,7 @@ from onceonly_jobs.contracts.fields import (
     Ttl,
     Wire,
     example,
+    usable,
 )
 
 
@@ -26,7 +27,7 @@ class LeaseRequest(Wire):
 
     key: Key
     ttl: Ttl | None = None
-    metadata: Metadata | None = None
+    metadata: Annotated[Metadata, AfterValidator(usable("run_id", "agent_id"))] | None = None
     fingerprint: Fingerprint | None = None
 
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from onceonly_jobs.contracts.fields import Fingerprint, JsonObject, Key, Metadata, Text, Ttl, Wire, example
+from onceonly_jobs.contracts.fields import (
+    Fingerprint,
+    JsonObject,
+    Key,
+    Metadata,
+    Text,
+    Ttl,
+    Wire,
+    example,
+    usable,
+)
 
 Name = Annotated[Text, Field(min_length=1, max_length=256)]
-
-
-def _meaningful(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The fields of metadata that the server acts on must be usable; all others are free form."""
-    for field in ("run_id", "agent_id", "task"):
-        value = metadata.get(field)
-        if value is not None and (not isinstance(value, str) or not value.strip() or len(value) > 256):
-            raise ValueError(f"metadata.{field} must be a non-blank string of at most 256 characters")
-    return metadata
 
 
 class RunRequest(Wire):
@@ -27,12 +28,12 @@ class RunRequest(Wire):
 
     key: Key | None = None
     ttl: Ttl | None = None
-    metadata: Annotated[Metadata, AfterValidator(_meaningful)] | None = None
+    metadata: Annotated[Metadata, AfterValidator(usable("run_id", "agent_id", "task"))] | None = None
     fingerprint: Fingerprint | None = None
     agent_id: Name | None = None
     tool: Name | None = None
     args: JsonObject | None = None
-    spend_usd: Annotated[float, Field(strict=False, ge=0, allow_inf_nan=False)] | None = None
+    spend_usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
     @model_validator(mode="after")
     def _exactly_one_shape(self) -> Self:

@@ -74,6 +74,8 @@ class Claim:
     metadata: dict[str, Any]
     deadline_at: datetime
     claimed_at: datetime
+    decision_id: int | None
+    """The decision that let the run in: one per taking of the key, the same in every attempt."""
 
     @property
     def attempts_left(self) -> bool:

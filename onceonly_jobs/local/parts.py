@@ -119,7 +119,7 @@ def _environment(settings: Settings, data_dir: Path) -> dict[str, str]:
     """What the parts are told beyond the environment of `up` itself."""
     return {
         "ONCEONLY_DATABASE_URL": settings.database_url or "",
-        "ONCEONLY_MIGRATION_DATABASE_URL": settings.migration_database_url or "",
+        "ONCEONLY_MIGRATION_DATABASE_URL": "",  # the owner's rights are for `migrate` alone
         "ONCEONLY_BROKER_URL": settings.broker_url or "",
         "ONCEONLY_SECRET_KEY": settings.secret_key or "",
         "PYTHONUNBUFFERED": "1",

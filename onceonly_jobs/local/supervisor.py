@@ -18,7 +18,7 @@ from onceonly_jobs.local.supervised import Supervised
 START_TIMEOUT_S = 120.0
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: somebody asked for the end
+class Stopped(Exception):
     """A signal asked for the end while something was still starting."""
 
 

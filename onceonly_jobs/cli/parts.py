@@ -1,0 +1,119 @@
+"""`onceonly-jobs api | worker | beat | relay`: each part of the system alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+import threading
+import warnings
+from typing import Annotated
+
+import typer
+
+OWN_WORKERS = "workers.app"
+"""A deployment's own Celery app, where the current directory has one."""
+BUILT_IN = "onceonly_jobs.worker.default"
+
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 is any free one.")]
+Processes = Annotated[int, typer.Option(min=1, help="Processes that serve requests.")]
+Concurrency = Annotated[
+    int | None, typer.Option(min=1, help="Runs executed at a time. Default: one per processor.")
+]
+Queues = Annotated[
+    str | None, typer.Option(help="Queues to serve, comma-separated. Default: those of its jobs.")
+]
+App = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Celery app. Default: {OWN_WORKERS} in the current directory, else the built-in jobs."
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the parts as commands."""
+    for command in (api, worker, beat, relay):
+        app.command()(command)
+
+
+def api(host: Host = "127.0.0.1", port: Port = 8080, workers: Processes = 1) -> None:
+    """Serve the HTTP API."""
+    import uvicorn
+
+    from onceonly_jobs.config import Settings
+
+    settings = Settings.load()
+    settings.require_database_url()  # here, once, in one line; not in every process
+    uvicorn.run(
+        "onceonly_jobs.api.app:app_from_env",
+        factory=True,
+        host=host,
+        port=port,
+        workers=workers if workers > 1 else None,
+        access_log=False,
+        log_level=settings.log_level.lower(),
+        log_config=None,  # app_from_env configures logging
+        server_header=False,
+        timeout_graceful_shutdown=10,
+    )
+
+
+def worker(concurrency: Concurrency = None, queues: Queues = None, app: App = None) -> None:
+    """Execute runs."""
+    options = ["--without-gossip", "--without-mingle"]
+    if concurrency is not None:
+        options += ["--concurrency", str(concurrency)]
+    if queues is not None:
+        options += ["--queues", queues]
+    _celery(app, "worker", options)
+
+
+def beat(app: App = None) -> None:
+    """Publish due runs, take back those of dead workers, and send what the app's own schedule asks for."""
+    _celery(app, "beat", [])
+
+
+def relay() -> None:
+    """Publish due runs and take back those of dead workers, without Celery's scheduler."""
+    from onceonly_jobs.config import Settings
+    from onceonly_jobs.telemetry import configure_logging
+    from onceonly_jobs.worker.app import touch_ready_file
+    from onceonly_jobs.worker.beat import make_relay
+
+    settings = Settings.load()
+    configure_logging(settings.log_level, "relay")
+    stop = threading.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda _signum, _frame: stop.set())
+    relay = make_relay(settings)
+    stop.wait(relay.tick())
+    touch_ready_file()
+    relay.run_forever(stop)
+
+
+def _celery(app: str | None, command: str, options: list[str]) -> None:
+    """Become Celery's own command line, so that its habits and signals hold."""
+    from onceonly_jobs.config import Settings
+
+    settings = Settings.load()
+    settings.require_database_url()
+    settings.require_broker_url()
+    # Celery warns of every worker that runs as root. What makes that dangerous, pickled messages, is not accepted.
+    warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")
+    if os.getcwd() not in sys.path:  # noqa: PTH109 (sys.path holds strings)
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    from celery.bin.celery import main as celery
+
+    sys.argv = ["celery", "--quiet", "--app", app or _app(), command, *options]
+    celery()
+
+
+def _app() -> str:
+    try:
+        own = importlib.util.find_spec(OWN_WORKERS)
+    except ModuleNotFoundError:
+        own = None
+    return BUILT_IN if own is None else OWN_WORKERS

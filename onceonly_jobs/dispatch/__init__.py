@@ -1,0 +1,1 @@
+"""How work leaves: runs that are due go to the broker, news of finished ones to whoever waits."""

@@ -1,0 +1,136 @@
+"""The Celery producer: one message per run that is due. It carries names, never payloads."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from celery import Celery
+from kombu.messaging import Producer
+
+from onceonly_jobs.config import Settings
+from onceonly_jobs.contracts.messages import RunMessage
+from onceonly_jobs.dispatch.celeryconf import PRODUCER_TIMEOUT_S, is_redis, producer_conf, queue
+from onceonly_jobs.store.claims import Due
+
+T = TypeVar("T")
+
+STALE_S = 1.0
+"""A connection that fails sooner than this was dead already; a new one deserves a try."""
+
+
+class BrokerError(Exception):
+    """The broker did not take a message, or could not be asked."""
+
+
+class Publisher:
+    """Publishes runs by job name, from any thread. Connects per process, after a fork, on first use."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._conf = producer_conf(settings)
+        redis = is_redis(settings.require_broker_url())
+        self._confirm = {} if redis else {"confirm_timeout": PRODUCER_TIMEOUT_S}
+        self._new(os.getpid())
+
+    def _new(self, pid: int) -> None:
+        self._pid = pid
+        self._lock = threading.Lock()
+        self._app = Celery("onceonly", set_as_current=False)
+        self._app.conf.update(self._conf)
+        self._producer: Producer | None = None
+
+    def publish(self, due: Iterable[Due]) -> int:
+        """How many runs were published: all of them. Raises BrokerError at the first that was not."""
+        count = 0
+        with self._alone():
+            for run in due:
+                self._ask(lambda producer: self._send(producer, run))  # noqa: B023 (called before the next)
+                count += 1
+        return count
+
+    def backlog(self, name: str) -> int:
+        """Messages waiting in a queue; 0 where there is no such queue. Raises BrokerError."""
+        with self._alone():
+            return self._ask(lambda producer: _queue_length(producer, name))
+
+    def close(self) -> None:
+        """Drop the connection; the next operation makes a new one."""
+        if self._pid == os.getpid():
+            with self._alone():
+                self._reset()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One thread at a time: kombu's connections are not to be shared."""
+        if self._pid != os.getpid():
+            self._new(os.getpid())
+        if not self._lock.acquire(timeout=PRODUCER_TIMEOUT_S):
+            raise BrokerError("busy: the broker is slow to take other messages")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _ask(self, question: Callable[[Producer], T]) -> T:
+        """The broker's answer; asked again on a new connection where the old one proves dead at once."""
+        was_connected, started = self._producer is not None, time.monotonic()
+        try:
+            return question(self._connected())
+        except Exception as error:
+            self._reset()
+            if not was_connected or time.monotonic() - started > STALE_S:
+                raise BrokerError(_one_line(error)) from error
+        try:
+            return question(self._connected())
+        except Exception as error:
+            self._reset()
+            raise BrokerError(_one_line(error)) from error
+
+    def _connected(self) -> Producer:
+        if self._producer is None:
+            self._producer = self._app.amqp.Producer(self._app.connection_for_write(), auto_declare=False)
+        return self._producer
+
+    def _reset(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.connection.collect(socket_timeout=0.1)
+
+    def _send(self, producer: Producer, run: Due) -> None:
+        message = RunMessage(run=run.id, tenant=run.tenant_id, key=run.key, agent=run.agent_id)
+        shown = {"key": run.key, "tenant": run.tenant_id, "agent": run.agent_id}
+        # No ETA or countdown, ever: the visibility timeout would deliver such a message again.
+        self._app.send_task(
+            run.job,
+            kwargs=message.kwargs(),
+            queue=queue(run.queue),
+            producer=producer,
+            ignore_result=True,
+            retry=False,
+            argsrepr="()",
+            kwargsrepr=repr(shown),
+            **self._confirm,
+        )
+
+
+def _queue_length(producer: Producer, name: str) -> int:
+    connection: Any = producer.connection
+    _ = connection.default_channel  # connects as configured, where channel() would pause and retry
+    # A channel of its own: RabbitMQ closes the channel that asks for a queue it does not have.
+    channel = connection.channel()
+    try:
+        return int(channel.queue_declare(name, passive=True).message_count)
+    except connection.channel_errors as error:
+        if getattr(error, "code", None) == 404 or "NOT_FOUND" in str(error):
+            return 0
+        raise
+    finally:
+        channel.close()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,66 @@
+"""Publishing right after the commit, where that is easily done. Whatever is not, the relay does a little later."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from onceonly_jobs.config import Settings
+from onceonly_jobs.dispatch.broker import BrokerError, Publisher
+from onceonly_jobs.store.claims import Due
+
+logger = logging.getLogger(__name__)
+
+REST_S = 1.0
+"""How long a broker that failed is left alone."""
+BACKLOG_FOR_S = 1.0
+"""How long an answer about a queue's length is believed."""
+LOG_EVERY_S = 10.0
+
+
+class DirectPublisher:
+    """A publisher that never raises and gives up early."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._publisher = Publisher(settings)
+        self._limit = settings.broker_backlog
+        self._full: dict[str, tuple[bool, float]] = {}
+        self._rest_until = 0.0
+        self._logged_at = float("-inf")
+        self._left = 0
+
+    @property
+    def resting(self) -> bool:
+        """The broker has just failed, and is left alone for a moment."""
+        return time.monotonic() < self._rest_until
+
+    def offer(self, due: Due) -> bool:
+        """Publish a committed run that is due now. False when it is left to the relay."""
+        if self.resting:
+            return self.leave("the broker has just failed")
+        try:
+            if self._is_full(due.queue):
+                return False
+            self._publisher.publish([due])
+        except BrokerError as error:
+            self._rest_until = time.monotonic() + REST_S
+            return self.leave(str(error))
+        return True
+
+    def _is_full(self, name: str) -> bool:
+        full, until = self._full.get(name, (False, 0.0))
+        if time.monotonic() >= until:
+            full = self._publisher.backlog(name) >= self._limit
+            self._full[name] = (full, time.monotonic() + BACKLOG_FOR_S)
+        return full
+
+    def leave(self, why: str) -> bool:
+        """Leave a run to the relay, and say so now and then."""
+        self._left += 1
+        if time.monotonic() - self._logged_at >= LOG_EVERY_S:
+            logger.warning("%d runs left to the relay to publish: %s", self._left, why)
+            self._logged_at, self._left = time.monotonic(), 0
+        return False
+
+    def close(self) -> None:
+        self._publisher.close()

@@ -1,0 +1,115 @@
+"""What is due goes to the broker, and what dead workers held comes back. Any number may run at once."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from onceonly_jobs.config import Settings
+from onceonly_jobs.dispatch.broker import Publisher
+from onceonly_jobs.dispatch.epoch import Epoch
+from onceonly_jobs.dispatch.hints import HintSender
+from onceonly_jobs.services import claims, runs
+from onceonly_jobs.store.database import Database
+
+logger = logging.getLogger(__name__)
+
+LONGEST_TICK_S = 5.0
+MAX_PAUSE_S = 10.0
+QUEUES_FOR_S = 5.0
+"""How long the list of known queues is used before it is read again."""
+
+
+class Relay:
+    """The outbox's other end: publishes due runs after their commit, reaps expired claims."""
+
+    def __init__(
+        self, settings: Settings, database: Database, publisher: Publisher, hints: HintSender
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._publisher = publisher
+        self._hints = hints
+        self._epoch = Epoch(settings)
+        self._queues = {settings.default_queue}
+        self._queues_until = 0.0
+        self._failures = 0
+
+    def tick(self) -> float:
+        """Do what is due now. Returns in how many seconds to come again; never raises."""
+        stop_at = time.monotonic() + LONGEST_TICK_S
+        # Each on its own: a broker that is down is no reason to leave dead workers' runs where they are.
+        answered = [
+            self._tried("reaping", lambda: self._reap(stop_at)),
+            self._tried("checking the broker", self._check_epoch),
+            self._tried("publishing", lambda: self._publish(stop_at)),
+        ]
+        if None in answered:
+            self._failures += 1
+            return min(MAX_PAUSE_S, self._settings.relay_interval_s * 2.0 ** min(self._failures, 10))
+        if self._failures:
+            logger.info("database and broker answer again")
+        self._failures = 0
+        return 0.0 if any(answered) else self._settings.relay_interval_s
+
+    def run_forever(self, stop: threading.Event) -> None:
+        """Tick until `stop` is set."""
+        while not stop.is_set():
+            stop.wait(self.tick())
+
+    def _tried(self, doing: str, step: Callable[[], bool]) -> bool | None:
+        """Whether the step has more to do; None when it failed."""
+        try:
+            return step()
+        except Exception as error:
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            level = logging.WARNING if self._failures == 0 else logging.DEBUG
+            logger.log(level, "%s failed, trying again: %s", doing, text)
+            return None
+
+    def _reap(self, stop_at: float) -> bool:
+        """Take back the runs of dead workers; tell of those that have no attempts left."""
+        batch = self._settings.relay_batch
+        while True:
+            reaped = self._database.run(claims.reap, batch, self._settings.retention_s)
+            for run in reaped:
+                logger.warning(
+                    "run %s: its worker is gone, %s", run.key, "failed" if run.finished else "queued again"
+                )
+                if run.finished:
+                    self._hints.finished(run.tenant_id, run.key)
+            if len(reaped) < batch:
+                return False
+            if time.monotonic() > stop_at:
+                return True
+
+    def _check_epoch(self) -> bool:
+        """A wiped broker has forgotten every message: publish all that is due, at once."""
+        if self._epoch.ended():
+            count = self._database.run(claims.republish_all)
+            self._epoch.begin()
+            if count:
+                logger.warning("the broker is empty: %d due runs are published again", count)
+        return False
+
+    def _publish(self, stop_at: float) -> bool:
+        batch, grace_s = self._settings.relay_batch, self._settings.publish_grace_s
+        while True:
+            full = self._full_queues()  # first: if the broker is down, nothing is taken
+            due = self._database.run(claims.take_due, batch, grace_s, full)
+            self._queues.update(run.queue for run in due)
+            self._publisher.publish(due)
+            if len(due) < batch:
+                return False
+            if time.monotonic() > stop_at:
+                return True
+
+    def _full_queues(self) -> list[str]:
+        """Queues that hold enough messages already. What is theirs waits in the database."""
+        if time.monotonic() > self._queues_until:
+            self._queues.update(job.queue for job in self._database.run(runs.registered_jobs))
+            self._queues_until = time.monotonic() + QUEUES_FOR_S
+        limit = self._settings.broker_backlog
+        return [name for name in sorted(self._queues) if self._publisher.backlog(name) >= limit]

@@ -1,0 +1,321 @@
+"""Enqueueing from Python without HTTP, in a transaction of its own or in the caller's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+import sqlalchemy as sa
+from pydantic import Field, ValidationError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from onceonly_jobs.config import Settings
+from onceonly_jobs.contracts.fields import Text, Wire
+from onceonly_jobs.contracts.runs import RunRequest
+from onceonly_jobs.dispatch.direct import DirectPublisher
+from onceonly_jobs.domain.plans import Plan
+from onceonly_jobs.domain.runs import JobSpec, Run
+from onceonly_jobs.domain.states import RunState
+from onceonly_jobs.errors import EnqueueError, UnknownTask
+from onceonly_jobs.services import account, runs
+from onceonly_jobs.services.quota import QuotaUsedUp
+from onceonly_jobs.store.account import Caller
+from onceonly_jobs.store.claims import Due
+from onceonly_jobs.store.database import Database, aon, on
+from onceonly_jobs.store.runs import Taken, Taking
+from onceonly_jobs.store.statement import Operation, autocommit
+
+KNOWN_FOR_S = 2.0
+"""How long the tenant's plan and the registered jobs are remembered."""
+OWN_KEY = "app"
+"""Who enqueued, in the audit trail, where no API key says it."""
+LONGEST_DELAY_S = 10 * 365 * 86_400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enqueued:
+    """What became of an enqueue call: `acquired` for the first with its key, the run's state for any later."""
+
+    key: str
+    status: Literal["acquired", "polling", "completed", "failed"]
+    run_id: str
+    lease_id: str | None
+    """Handle for cancelling the run; only the call that acquired it gets one."""
+    charged: bool
+    result: dict[str, Any] | None
+    error_code: str | None
+
+
+class _Options(Wire):
+    """What enqueue takes beyond what a run request over HTTP carries."""
+
+    queue: Annotated[Text, Field(min_length=1, max_length=200, pattern=r"^\S+$")] | None = None
+    delay: Annotated[float, Field(strict=False, ge=0, le=LONGEST_DELAY_S, allow_inf_nan=False)] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    job: str
+    key: str
+    run: RunRequest
+    options: _Options
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    caller: Caller
+    jobs: list[JobSpec]
+    read_at: float
+
+    def serves(self, job: str) -> bool:
+        fresh = time.monotonic() - self.read_at < KNOWN_FOR_S
+        return fresh and any(spec.name == job for spec in self.jobs)
+
+
+class Jobs:
+    """Enqueues runs for one tenant. Safe to share between threads; connects per process, on first use."""
+
+    def __init__(
+        self, settings: Settings, *, tenant: str = "default", api_key: str | None = None, pool_size: int = 5
+    ) -> None:
+        """With an api_key, its tenant is used; else `tenant`, which is made when it is new."""
+        self._settings = settings
+        self._tenant = tenant
+        self._api_key = api_key
+        self._database = Database(settings.require_database_url(), pool_size=pool_size)
+        self._direct = None if settings.broker_url is None else DirectPublisher(settings)
+        self._known: _Known | None = None
+
+    @classmethod
+    def from_env(cls) -> Jobs:
+        """By ONCEONLY_DATABASE_URL and ONCEONLY_BROKER_URL, for the tenant of ONCEONLY_API_KEY, else of
+        ONCEONLY_TENANT, else `default`. Without a broker URL every publication is left to the relay."""
+        return cls(
+            Settings.load(),
+            tenant=os.environ.get("ONCEONLY_TENANT") or "default",
+            api_key=os.environ.get("ONCEONLY_API_KEY") or None,
+        )
+
+    def enqueue(
+        self,
+        job: str,
+        *,
+        key: str,
+        payload: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+        delay: float | timedelta = 0,
+        queue: str | None = None,
+        ttl: int | None = None,
+        fingerprint: str | None = None,
+        connection: sa.Connection | None = None,
+    ) -> Enqueued:
+        """Ask for a run of this job under a key: the first call acquires it, later ones see how it stands.
+
+        payload: what the handler gets as `ctx.payload`; it travels in the metadata.
+        delay: seconds, or a timedelta, until it may start. ttl: its time limit in seconds.
+        connection: one to the same database, in the caller's transaction. The run exists exactly when that
+        transaction commits; the relay then publishes it.
+        Raises EnqueueError, UnknownTask, FingerprintMismatch, PlanLimitReached.
+        """
+        request = _validated(job, key, payload, metadata, delay, queue, ttl, fingerprint)
+        if connection is not None:
+            _must_be(connection, sa.Connection, "enqueue")
+            known = self._remembered(job)
+            if known is None:
+                known = on(connection, self._look_up())
+            taking = _taking(known, request, publish_grace_s=0)
+            take = runs.taking_operation(known.caller.plan)
+            return _answer(on(connection, take(known.caller, taking)))
+        known = self._remembered(job)
+        if known is None:
+            known = self._database.run(self._look_up)
+        taking = _taking(known, request, self._settings.publish_grace_s)
+        taken = self._database.run(runs.taking_operation(known.caller.plan), known.caller, taking)
+        answer = _answer(taken)
+        due = _due_now(taking, taken)
+        if due is not None and self._direct is not None:
+            self._direct.offer(due)
+        return answer
+
+    async def enqueue_async(
+        self,
+        job: str,
+        *,
+        key: str,
+        payload: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+        delay: float | timedelta = 0,
+        queue: str | None = None,
+        ttl: int | None = None,
+        fingerprint: str | None = None,
+        connection: AsyncConnection | None = None,
+    ) -> Enqueued:
+        """`enqueue`, without blocking the event loop."""
+        request = _validated(job, key, payload, metadata, delay, queue, ttl, fingerprint)
+        if connection is not None:
+            _must_be(connection, AsyncConnection, "enqueue_async")
+            known = self._remembered(job)
+            if known is None:
+                known = await aon(connection, self._look_up())
+            taking = _taking(known, request, publish_grace_s=0)
+            take = runs.taking_operation(known.caller.plan)
+            return _answer(await aon(connection, take(known.caller, taking)))
+        known = self._remembered(job)
+        if known is None:
+            known = await self._database.arun(self._look_up)
+        taking = _taking(known, request, self._settings.publish_grace_s)
+        taken = await self._database.arun(runs.taking_operation(known.caller.plan), known.caller, taking)
+        answer = _answer(taken)
+        due = _due_now(taking, taken)
+        if due is not None and self._direct is not None:
+            await asyncio.to_thread(self._direct.offer, due)
+        return answer
+
+    def status(self, key: str) -> Enqueued:
+        """How the run under a key stands, with its result when it is completed. Raises NotFound."""
+        known = self._known
+        if known is None:
+            known = self._database.run(self._look_up)
+        return _standing(self._database.run(runs.find, known.caller.tenant_id, key))
+
+    async def status_async(self, key: str) -> Enqueued:
+        """`status`, without blocking the event loop."""
+        known = self._known
+        if known is None:
+            known = await self._database.arun(self._look_up)
+        return _standing(await self._database.arun(runs.find, known.caller.tenant_id, key))
+
+    def close(self) -> None:
+        """Close its connections. It may be used again."""
+        if self._direct is not None:
+            self._direct.close()
+        self._database.close()
+
+    async def aclose(self) -> None:
+        """`close`, for one that was used with `enqueue_async`."""
+        await self._database.aclose()
+        self.close()
+
+    def _remembered(self, job: str) -> _Known | None:
+        return self._known if self._known is not None and self._known.serves(job) else None
+
+    @autocommit
+    def _look_up(self) -> Operation[_Known]:
+        """The tenant's plan and the registered jobs, read and remembered."""
+        if self._api_key is not None:
+            caller = yield from account.authenticate(self._api_key)
+        else:
+            caller = yield from self._own_caller()
+        specs = yield from runs.registered_jobs()
+        self._known = _Known(caller, specs, time.monotonic())
+        return self._known
+
+    def _own_caller(self) -> Operation[Caller]:
+        tenant = yield from account.find_tenant(self._tenant)
+        if tenant is None:
+            tenant = yield from account.ensure_tenant(self._tenant, Plan(self._settings.default_plan))
+        if tenant.disabled_at is not None:
+            raise EnqueueError(f"tenant {self._tenant!r} is disabled")
+        return Caller(
+            tenant_id=tenant.id,
+            plan=tenant.plan,
+            key_id=OWN_KEY,
+            key_preview="",
+            rate_limit=None,
+            disabled=False,
+        )
+
+
+def _validated(
+    job: str,
+    key: str,
+    payload: dict[str, Any] | None,
+    metadata: dict[str, Any] | None,
+    delay: float | timedelta,
+    queue: str | None,
+    ttl: int | None,
+    fingerprint: str | None,
+) -> _Request:
+    """The call's arguments, held to the rules of POST /ai/run. Raises EnqueueError."""
+    carried = metadata if payload is None else {**(metadata or {}), "payload": payload}
+    delay_s = delay.total_seconds() if isinstance(delay, timedelta) else delay
+    try:
+        run = RunRequest.model_validate(
+            {"key": key, "ttl": ttl, "metadata": carried, "fingerprint": fingerprint}
+        )
+        options = _Options.model_validate({"queue": queue, "delay": delay_s})
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'request'}: {e['msg']}" for e in error.errors()]
+        raise EnqueueError("; ".join(lines)) from None
+    return _Request(job, key, run, options)
+
+
+def _must_be(connection: object, kind: type, method: str) -> None:
+    if not isinstance(connection, kind):
+        raise EnqueueError(
+            f"connection: {method} takes a {kind.__name__} (of a Session: session.connection()), "
+            f"not {type(connection).__name__}"
+        )
+
+
+def _taking(known: _Known, request: _Request, publish_grace_s: float) -> Taking:
+    """Raises UnknownTask."""
+    spec = next((spec for spec in known.jobs if spec.name == request.job), None)
+    if spec is None:
+        raise UnknownTask(request.job, sorted(spec.name for spec in known.jobs))
+    delay_s = request.options.delay
+    return runs.job_taking(
+        known.caller,
+        spec,
+        key=request.key,
+        ttl_s=request.run.ttl,
+        metadata=request.run.metadata,
+        fingerprint=request.run.fingerprint,
+        queue=request.options.queue,
+        delay_s=delay_s,
+        publish_grace_s=0 if delay_s else publish_grace_s,
+    )
+
+
+def _due_now(taking: Taking, taken: Taken | QuotaUsedUp) -> Due | None:
+    """The run to publish at once, if there is one."""
+    if isinstance(taken, QuotaUsedUp) or taken.outcome != "acquired" or taking.delay_s > 0:
+        return None
+    return Due(
+        id=taken.run.id,
+        tenant_id=taking.tenant_id,
+        key=taking.key,
+        agent_id=taking.agent_id,
+        job=taking.job or "",
+        queue=taking.queue or "",
+        due_at=taken.run.read_at,
+    )
+
+
+def _answer(taken: Taken | QuotaUsedUp) -> Enqueued:
+    """Raises PlanLimitReached, after the refusal was counted."""
+    if isinstance(taken, QuotaUsedUp):
+        raise taken.refusal
+    return _standing(taken.run, acquired=taken.outcome == "acquired")
+
+
+_STATUS: dict[RunState, Literal["completed", "failed"]] = {
+    RunState.COMPLETED: "completed",
+    RunState.FAILED: "failed",
+}
+
+
+def _standing(run: Run, *, acquired: bool = False) -> Enqueued:
+    return Enqueued(
+        key=run.key,
+        status="acquired" if acquired else _STATUS.get(run.state, "polling"),
+        run_id=run.run_id,
+        lease_id=run.lease_id if acquired else None,
+        charged=acquired,
+        result=run.result,
+        error_code=run.error_code,
+    )

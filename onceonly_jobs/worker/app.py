@@ -1,0 +1,142 @@
+"""A Celery app that serves jobs: one Celery task per job, under the job's own name."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+from celery import Celery, Task, signals
+from celery.exceptions import Retry as CeleryRetry
+from celery.utils.nodenames import default_nodename, gethostname
+from sqlalchemy.exc import SQLAlchemyError
+
+from onceonly_jobs.config import Settings
+from onceonly_jobs.dispatch.celeryconf import queue, worker_conf
+from onceonly_jobs.services import claims
+from onceonly_jobs.store.database import Database
+from onceonly_jobs.telemetry import configure_logging
+from onceonly_jobs.worker.jobs import Job, Registry, default_registry
+from onceonly_jobs.worker.lifecycle import Fate, Outcome, run_job
+from onceonly_jobs.worker.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+READY_FILE = "ONCEONLY_READY_FILE"
+ANNOUNCE_PAUSE_S = 2.0
+
+
+class RunFailed(Exception):
+    """A run has failed for good, which is recorded; this shows it in Celery's monitors too."""
+
+
+def create_worker(settings: Settings | None = None, registry: Registry | None = None) -> Celery:
+    """A Celery app for `celery -A ... worker` and `... beat`.
+
+    It serves the given jobs, by default all that `@job` has registered, and the built-in ones.
+    """
+    from onceonly_jobs.worker.handlers import builtin
+
+    settings = settings or Settings.load()
+    jobs = (registry or default_registry).over(builtin)
+    app = Celery("onceonly", set_as_current=True)
+    app.conf.update(worker_conf(settings))
+    app.conf.update(
+        task_queues=[queue(name) for name in sorted(_queues(settings, jobs))],
+        beat_scheduler="onceonly_jobs.worker.beat:Scheduler",
+    )
+    runtime = Runtime.of(settings)
+    for job in jobs:
+        _add_task(app, runtime, job)
+    app.onceonly = runtime
+    _connect_signals(app, runtime, jobs)
+    return app
+
+
+def _queues(settings: Settings, jobs: Registry) -> set[str]:
+    return {settings.default_queue, *(job.queue or settings.default_queue for job in jobs)}
+
+
+def _add_task(app: Celery, runtime: Runtime, job: Job) -> None:
+    def execute(self: Task, run: int, **_shown: Any) -> str:
+        return _celery_result(run_job(runtime, job, run))
+
+    execute.__doc__ = job.handler.__doc__
+    app.task(
+        execute,
+        name=job.name,
+        bind=True,
+        shared=False,
+        lazy=False,
+        ignore_result=True,
+        throws=(RunFailed,),
+    )
+
+
+def _celery_result(outcome: Outcome) -> str:
+    """The outcome as Celery's monitors show it. Nothing depends on it: results are in the database."""
+    if outcome.fate in (Fate.RETRIED, Fate.UNREACHABLE):
+        raise CeleryRetry(exc=RunFailed(outcome.detail or "the database is away"))
+    if outcome.fate in (Fate.FAILED, Fate.LOST):
+        raise RunFailed(outcome.detail or outcome.fate.name.lower())
+    return outcome.fate.name.lower()
+
+
+def announce(settings: Settings, jobs: Registry) -> None:
+    """Make the jobs known to the API. Waits for the database for as long as it takes."""
+    database = Database(settings.require_database_url(), pool_size=1)
+    specs = [job.spec(settings.default_queue) for job in jobs]
+    while True:
+        try:
+            database.run(claims.announce, specs)
+        except SQLAlchemyError as error:
+            logger.warning("jobs not announced, the database is away: %s", " ".join(str(error).split()))
+            time.sleep(ANNOUNCE_PAUSE_S)
+        else:
+            break
+    database.close()
+
+
+def touch_ready_file() -> None:
+    """Tell whoever started this process that it serves now."""
+    path = os.environ.get(READY_FILE)
+    if path:
+        Path(path).touch()
+
+
+def _connect_signals(app: Celery, runtime: Runtime, jobs: Registry) -> None:
+    settings, component = runtime.settings, ["beat"]  # unless it turns out to be a worker
+
+    def named(instance: Any, **_: Any) -> None:
+        component[0] = "worker"
+        # Several workers may run on one machine. What is random can't meet its like.
+        if instance.app is app and instance.hostname == default_nodename(None):
+            instance.hostname = f"worker-{secrets.token_hex(4)}@{gethostname()}"
+
+    def logging_set_up(loglevel: int | str | None = None, **_: Any) -> None:
+        configure_logging(_level(settings, loglevel), component[0])
+        logging.getLogger("celery.app.trace").setLevel(logging.WARNING)  # our own line per run says more
+
+    def starting(sender: Any, **_: Any) -> None:
+        if sender.app is app:
+            announce(settings, jobs)
+
+    def ready(sender: Any, **_: Any) -> None:
+        if sender.app is app:
+            touch_ready_file()
+
+    signals.celeryd_init.connect(named, weak=False)
+    signals.setup_logging.connect(logging_set_up, weak=False)
+    signals.worker_init.connect(starting, weak=False)
+    signals.worker_ready.connect(ready, weak=False)
+
+
+def _level(settings: Settings, given: int | str | None) -> str:
+    """The more talkative of ONCEONLY_LOG_LEVEL and Celery's own --loglevel."""
+    configured = logging.getLevelName(settings.log_level)
+    asked = logging.getLevelName(given) if isinstance(given, str) else given
+    least = min(configured, asked) if isinstance(asked, int) and asked > 0 else configured
+    return str(logging.getLevelName(least))

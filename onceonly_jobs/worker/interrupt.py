@@ -1,0 +1,150 @@
+"""Stopping a handler that will not stop by itself, and never anything that comes after it."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import inspect
+import signal
+import threading
+from collections.abc import Callable, Coroutine
+from enum import Enum, auto
+from types import FrameType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+SIGNAL = getattr(signal, "SIGRTMIN", signal.SIGUSR2)
+"""Nobody else's signal (Celery's soft time limit is SIGUSR1), so our handler for it can stay for good: a
+signal on its way when the call ends still finds it, and is dropped there."""
+
+
+class Reason(Enum):
+    """Why a handler has to stop."""
+
+    OVERDUE = auto()
+    """its time limit has passed"""
+    CANCELLED = auto()
+    """somebody cancelled the run"""
+    LOST = auto()
+    """its claim has expired, or another worker holds the run"""
+
+
+class Interrupted(BaseException):
+    """Raised inside a handler that has to stop. No `except Exception` catches it, as with CancelledError."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.name.lower())
+        self.reason = reason
+
+
+class Interrupt:
+    """One handler's call, which another thread may interrupt at most once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reach: Callable[[], None] | None = None
+        self._over = False
+        self._armed = False
+        self.announced: Reason | None = None
+        """Why the handler should stop by itself, before it is interrupted."""
+        self.reason: Reason | None = None
+        """Why it was interrupted."""
+
+    def fire(self, reason: Reason) -> bool:
+        """Interrupt the handler. False when it is not running any more, or was interrupted before."""
+        with self._lock:
+            if self._over or self.reason is not None:
+                return False
+            self.reason = reason
+            if self._reach is not None:
+                self._reach()
+            return True
+
+    def unless_over(self, action: Callable[[], None]) -> None:
+        """Act while the handler is certain to be running still."""
+        with self._lock:
+            if not self._over:
+                action()
+
+    def call(self, handler: Callable[[T], Any], argument: T) -> Any:
+        """What the handler returns. Raises what it raises, or Interrupted: then and only then was it fired."""
+        try:
+            try:
+                if inspect.iscoroutinefunction(handler):
+                    returned = asyncio.run(self._awaited(handler(argument)))
+                else:
+                    returned = self._called(handler, argument)
+            finally:
+                self._finish()
+        except (SystemExit, KeyboardInterrupt):  # this process is to end
+            raise
+        except BaseException:
+            if self.reason is not None:
+                raise Interrupted(self.reason) from None
+            raise
+        if self.reason is not None:  # it came too late, or the handler kept it to itself
+            raise Interrupted(self.reason)
+        return returned
+
+    def _finish(self) -> None:
+        with self._lock:
+            self._over = True
+            self._reach = None
+
+    def _start(self, reach: Callable[[], None]) -> None:
+        with self._lock:
+            self._reach = reach
+            if self.reason is not None:
+                raise Interrupted(self.reason)
+
+    def _called(self, handler: Callable[[T], Any], argument: T) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            return self._by_signal(handler, argument)
+        return self._by_exception(handler, argument)
+
+    def _by_signal(self, handler: Callable[[T], Any], argument: T) -> Any:
+        """In the main thread: a signal, whose Python handler runs in this thread between two steps of it."""
+        thread = threading.get_ident()
+        signal.signal(SIGNAL, self._on_signal)
+        self._armed = True
+        try:
+            self._start(lambda: signal.pthread_kill(thread, SIGNAL))
+            return handler(argument)
+        finally:
+            self._armed = False
+            self._finish()
+
+    def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
+        if self._armed and self.reason is not None:
+            self._armed = False
+            raise Interrupted(self.reason)
+
+    def _by_exception(self, handler: Callable[[T], Any], argument: T) -> Any:
+        """In any other thread: an exception that the interpreter raises there. Blocking calls end first."""
+        thread = ctypes.c_ulong(threading.get_ident())
+        raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+        try:
+            self._start(lambda: raise_in(thread, ctypes.py_object(_Stopped)))
+            return handler(argument)
+        finally:
+            self._finish()
+            raise_in(thread, None)  # one that was set, but not raised yet
+
+    async def _awaited(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """A coroutine: its task is cancelled, as asyncio does it."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None, "a running coroutine has a task"  # noqa: S101
+        self._start(lambda: _cancel(loop, task))
+        try:
+            return await coroutine
+        finally:
+            self._finish()
+
+
+class _Stopped(BaseException):
+    """What PyThreadState_SetAsyncExc raises: a class, since it takes no instance."""
+
+
+def _cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+    loop.call_soon_threadsafe(task.cancel)

@@ -1,0 +1,153 @@
+"""The heartbeat of a running handler, in a thread of its own."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from types import TracebackType
+
+from onceonly_jobs.domain.runs import Claim
+from onceonly_jobs.services import claims
+from onceonly_jobs.services.claims import Ending
+from onceonly_jobs.store.claims import Beat
+from onceonly_jobs.worker.interrupt import Interrupt, Reason
+from onceonly_jobs.worker.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT = "timeout"
+TIMEOUT_MESSAGE = "the run's time limit passed"
+RETRY_S = 1.0
+STARVED_LEASES = 4
+"""After so many leases without a chance to run, the process is given up."""
+
+
+class Keeper:
+    """Keeps a claim alive while its handler runs, and stops the handler when the claim can't be kept."""
+
+    def __init__(self, runtime: Runtime, claim: Claim, interrupt: Interrupt) -> None:
+        self._runtime = runtime
+        self._settings = runtime.settings
+        self._claim = claim
+        self._interrupt = interrupt
+        self._wake = threading.Event()
+        self._over = threading.Event()
+        self._watching = threading.Lock()
+        now = time.monotonic()
+        self._lease_until = now + self._settings.worker_lease_s
+        self._deadline = now + (claim.deadline_at - claim.claimed_at).total_seconds()
+        self._wake_at = min(now + self._settings.worker_heartbeat_s, self._deadline)
+        self._thread = threading.Thread(target=self._keep, name=f"keeper-{claim.id}", daemon=True)
+
+    def __enter__(self) -> Keeper:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        with self._watching:
+            self._over.set()
+            self._unwatch()
+        self._wake.set()
+
+    def _watch(self) -> None:
+        """End this process if even this thread does not get to run: a handler may hold the interpreter."""
+        with self._watching:
+            if self._runtime.expendable and sys.__stderr__ is not None and not self._over.is_set():
+                after_s = STARVED_LEASES * self._settings.worker_lease_s
+                faulthandler.dump_traceback_later(after_s, exit=True, file=sys.__stderr__)
+
+    def _unwatch(self) -> None:
+        if self._runtime.expendable:
+            faulthandler.cancel_dump_traceback_later()
+
+    def look_now(self) -> None:
+        """Ask at once whether the claim is still good."""
+        self._wake.set()
+
+    def time_left_s(self) -> float:
+        """Seconds until the time limit, as far as the last heartbeat knew."""
+        return max(0.0, self._deadline - time.monotonic())
+
+    def _keep(self) -> None:
+        while not self._over.is_set():
+            self._watch()
+            self._wake.wait(max(0.0, self._wake_at - time.monotonic()))
+            self._wake.clear()
+            if self._over.is_set():
+                return
+            reason = self._trouble()
+            if reason is not None:
+                with self._watching:
+                    self._unwatch()
+                self._stop_handler(reason)
+                return
+
+    def _trouble(self) -> Reason | None:
+        """Why the handler has to stop, or None: the claim is good for another lease."""
+        asked_at = time.monotonic()
+        try:
+            beat = self._runtime.database.run(claims.heartbeat, self._claim, self._settings.worker_lease_s)
+        except Exception as error:
+            return self._unanswered(error)
+        if not isinstance(beat, Beat):
+            return Reason.CANCELLED if beat is Ending.CANCELLED else Reason.LOST
+        if beat.overdue:
+            return Reason.OVERDUE
+        self._lease_until = asked_at + self._settings.worker_lease_s
+        self._deadline = asked_at + beat.time_left_s
+        # At the time limit it is asked again, not believed: the database's clock counts, and the requester may
+        # have moved the limit.
+        self._wake_at = min(asked_at + self._settings.worker_heartbeat_s, self._deadline)
+        return None
+
+    def _unanswered(self, error: Exception) -> Reason | None:
+        """The database is away. The claim stands until the lease would have run out without a heartbeat."""
+        now = time.monotonic()
+        logger.warning("run %s: heartbeat failed: %s", self._claim.id, " ".join(str(error).split()))
+        if now >= self._lease_until:
+            return Reason.LOST
+        self._wake_at = min(now + RETRY_S, self._lease_until)
+        return None
+
+    def _stop_handler(self, reason: Reason) -> None:
+        self._interrupt.announced = reason
+        if reason is not Reason.OVERDUE and self._over.wait(self._settings.worker_heartbeat_s):
+            return  # it has noticed by itself
+        if not self._interrupt.fire(reason):
+            return
+        logger.warning("run %s %s: interrupted, %s", self._claim.id, self._claim.key, reason.name.lower())
+        if reason is Reason.OVERDUE:
+            self._record_timeout()
+        if not self._over.wait(self._settings.time_limit_grace_s):
+            self._interrupt.unless_over(self._give_up)
+
+    def _record_timeout(self) -> None:
+        """At once: the handler may take its time to stop, or never do."""
+        claim, retention_s = self._claim, self._settings.retention_s
+        try:
+            self._runtime.database.run(
+                claims.fail, claim, TIMEOUT, TIMEOUT_MESSAGE, retention_s, dead_lettered=True
+            )
+        except Exception as error:
+            logger.warning("run %s: timeout not recorded yet: %s", claim.id, " ".join(str(error).split()))
+        else:
+            self._runtime.hints.finished(claim.tenant_id, claim.key)
+
+    def _give_up(self) -> None:
+        """The handler can't be interrupted. A process of its own is replaced, any other has to live with it."""
+        claim = self._claim
+        if not self._runtime.expendable:
+            logger.error("run %s (%s): handler %s can't be stopped", claim.id, claim.key, claim.job)
+            return
+        logger.error(
+            "run %s (%s): handler %s won't stop, so its process ends", claim.id, claim.key, claim.job
+        )
+        logging.shutdown()
+        os.kill(os.getpid(), signal.SIGKILL)

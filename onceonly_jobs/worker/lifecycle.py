@@ -1,0 +1,247 @@
+"""One run in a worker: claim, keep, execute, record, tell. Only the database's guards decide what counts."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, TypeVar
+
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from onceonly_jobs.domain.retries import retry_delay_s
+from onceonly_jobs.domain.runs import Claim
+from onceonly_jobs.services import claims
+from onceonly_jobs.services.claims import Ending
+from onceonly_jobs.store.database import unreachable
+from onceonly_jobs.worker.context import JobContext
+from onceonly_jobs.worker.interrupt import Interrupt, Interrupted, Reason
+from onceonly_jobs.worker.jobs import Job
+from onceonly_jobs.worker.keeper import TIMEOUT, TIMEOUT_MESSAGE, Keeper
+from onceonly_jobs.worker.outcomes import Fail, Retry, Unusable, as_result, described
+from onceonly_jobs.worker.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+MAX_PAUSE_S = 2.0
+
+
+class Fate(Enum):
+    """What became of a message's run."""
+
+    NOT_CLAIMED = auto()
+    """nothing to do: taken, finished, or not due; a repeated message"""
+    UNREACHABLE = auto()
+    """the database did not answer; the relay publishes the run again"""
+    COMPLETED = auto()
+    FAILED = auto()
+    RETRIED = auto()
+    """queued for another attempt"""
+    CANCELLED = auto()
+    LOST = auto()
+    """the claim had ended before; what the handler did does not count"""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    fate: Fate
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    code: str
+    message: str
+    dead_lettered: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    delay_s: float
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A cancelled run's handler has stopped."""
+
+
+Verdict = Completed | Failed | Retried | Released
+"""How an attempt ended, still to be recorded."""
+
+
+def run_job(runtime: Runtime, job: Job, run: int) -> Outcome:
+    """Run a job if the run can be claimed, and record how it ended."""
+    try:
+        claim = _claim(runtime, job, run)
+    except SQLAlchemyError as error:
+        logger.warning("run %s: not claimed, the database is away: %s", run, described(error))
+        return Outcome(Fate.UNREACHABLE)
+    if claim is None:
+        return Outcome(Fate.NOT_CLAIMED)
+
+    interrupt = Interrupt()
+    with Keeper(runtime, claim, interrupt) as keeper:
+        context = JobContext(claim, _reporting(runtime, claim, keeper), interrupt, keeper.time_left_s)
+        try:
+            verdict = _attempt(runtime, job, claim, context, interrupt)
+        except (SystemExit, KeyboardInterrupt):  # this process is told to end
+            _hand_back(runtime, claim)
+            raise
+        outcome = _record(runtime, claim, verdict)
+    if outcome.fate in (Fate.COMPLETED, Fate.FAILED):
+        runtime.hints.finished(claim.tenant_id, claim.key)
+    logger.info(
+        "run %s %s: %s, attempt %s %s", run, claim.key, job.name, claim.attempt, outcome.fate.name.lower()
+    )
+    return outcome
+
+
+def _claim(runtime: Runtime, job: Job, run: int) -> Claim | None:
+    """The run, claimed. Raises SQLAlchemyError when the database does not answer for a lease's time."""
+    lease_s, lease_id = runtime.settings.worker_lease_s, claims.new_lease_id()
+    repeated = False
+
+    def claim() -> Claim | None:
+        nonlocal repeated
+        again, repeated = repeated, True
+        return runtime.database.run(
+            claims.claim, run, job.name, lease_s, job.time_limit_s, lease_id=lease_id, repeated=again
+        )
+
+    return _answered(claim, give_up_after_s=lease_s)
+
+
+def _attempt(runtime: Runtime, job: Job, claim: Claim, context: JobContext, interrupt: Interrupt) -> Verdict:
+    """Call the handler and judge how it ended."""
+    try:
+        returned = interrupt.call(job.handler, context)
+        return Completed(as_result(returned, runtime.settings.max_result_bytes))
+    except Interrupted as stop:
+        return _stopped(claim, stop.reason)
+    except Fail as failure:
+        return Failed(failure.code, failure.message, dead_lettered=False)
+    except Unusable as unusable:
+        return Failed(unusable.code, unusable.message)
+    except Retry as retry:
+        return _again(job, claim, retry.message, retry.delay_s)
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # CancelledError too: nothing of ours has cancelled it
+        logger.warning("run %s %s: %s failed", claim.id, claim.key, job.name, exc_info=error)
+        return _again(job, claim, described(error))
+
+
+def _stopped(claim: Claim, reason: Reason) -> Verdict:
+    if reason is Reason.OVERDUE:
+        return Failed(TIMEOUT, TIMEOUT_MESSAGE)
+    if reason is Reason.CANCELLED:
+        return Released()
+    return _back(claim)
+
+
+def _again(job: Job, claim: Claim, message: str, delay_s: float | None = None) -> Verdict:
+    if not claim.attempts_left:
+        return Failed("handler_error", message)
+    if delay_s is None:
+        delay_s = retry_delay_s(claim.attempt, random.random(), job.retry_base_s, job.retry_max_s)  # noqa: S311
+    return Retried(max(0.0, delay_s), "handler_error", message)
+
+
+def _back(claim: Claim) -> Verdict:
+    """For another worker to do, where attempts are left. Of a lost claim the refusal leaves its trace."""
+    message = "its worker stopped before it was done"
+    return Retried(0, "worker_lost", message) if claim.attempts_left else Failed("worker_lost", message)
+
+
+def _hand_back(runtime: Runtime, claim: Claim) -> None:
+    """Without waiting for the claim to expire; but not for long, since this process is to end."""
+    try:
+        _ending(runtime, claim, _back(claim))
+    except Exception as error:
+        logger.warning("run %s: not handed back, its claim will expire: %s", claim.id, described(error))
+
+
+def _record(runtime: Runtime, claim: Claim, verdict: Verdict) -> Outcome:
+    """Store the verdict if the claim is still current, however long the database takes to answer."""
+    try:
+        ending = _answered(lambda: _ending(runtime, claim, verdict))
+    except DBAPIError as error:
+        if not isinstance(verdict, Completed):
+            raise
+        # A value that passed our checks and not Postgres's own. It would not pass next time either.
+        return _record(runtime, claim, Failed("invalid_result", described(error)))
+    if ending is Ending.OVERDUE:
+        return _record(runtime, claim, Failed(TIMEOUT, TIMEOUT_MESSAGE))
+    if ending is Ending.STORED:
+        return _stored(verdict)
+    return Outcome(Fate.CANCELLED if ending is Ending.CANCELLED else Fate.LOST)
+
+
+def _stored(verdict: Verdict) -> Outcome:
+    match verdict:
+        case Completed():
+            return Outcome(Fate.COMPLETED)
+        case Failed(code=code, message=message):
+            return Outcome(Fate.FAILED, f"{code}: {message}" if message else code)
+        case Retried(delay_s=delay_s, message=message):
+            return Outcome(Fate.RETRIED, f"in {delay_s:.1f} s: {message}")
+        case Released():
+            return Outcome(Fate.CANCELLED)
+
+
+def _ending(runtime: Runtime, claim: Claim, verdict: Verdict) -> Ending:
+    database, retention_s = runtime.database, runtime.settings.retention_s
+    match verdict:
+        case Completed(result=result):
+            return database.run(claims.complete, claim, result, retention_s)
+        case Failed(code=code, message=message, dead_lettered=dead):
+            return database.run(claims.fail, claim, code, message or None, retention_s, dead_lettered=dead)
+        case Retried(delay_s=delay_s, code=code, message=message):
+            return database.run(claims.retry, claim, delay_s, code, message)
+        case Released():
+            database.run(claims.release, claim)
+            return Ending.STORED
+
+
+def _answered(ask: Callable[[], T], give_up_after_s: float = float("inf")) -> T:
+    """The database's answer, asked for again for as long as it is away."""
+    give_up_at, pause_s = time.monotonic() + give_up_after_s, 0.1
+    while True:
+        try:
+            return ask()
+        except Exception as error:
+            if not unreachable(error) or time.monotonic() + pause_s > give_up_at:
+                raise
+            logger.warning("the database is away: %s", described(error))
+        time.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311
+        pause_s = min(MAX_PAUSE_S, pause_s * 2)
+
+
+def _reporting(
+    runtime: Runtime, claim: Claim, keeper: Keeper
+) -> Callable[[str, str | None, dict[str, Any]], None]:
+    def report(kind: str, message: str | None, data: dict[str, Any]) -> None:
+        """To the timeline, at best: a handler must not fail because nobody could watch it."""
+        try:
+            if kind == "progress":
+                kept = runtime.database.run(claims.report_progress, claim, data, message)
+            else:
+                kept = runtime.database.run(claims.report_log, claim, message or "", data)
+        except Exception as error:
+            logger.warning("run %s: %s not written: %s", claim.id, kind, described(error))
+        else:
+            if not kept:
+                keeper.look_now()
+
+    return report

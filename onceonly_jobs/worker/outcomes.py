@@ -1,0 +1,79 @@
+"""How a handler's attempt may end: a result that can be stored, a retry, or a failure."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from pydantic import BaseModel
+
+from onceonly_jobs.domain.fingerprint import compact_json, storable
+
+MAX_MESSAGE = 2000
+
+
+class Fail(Exception):  # noqa: N818
+    """Raised by a handler to give up at once: the run fails with this code, whatever attempts are left."""
+
+    def __init__(self, code: str, message: str = "") -> None:
+        super().__init__(code, message)
+        self.code = printable(code, 256) or "failed"
+        self.message = printable(message)
+
+
+class Retry(Exception):  # noqa: N818
+    """Raised by a handler to be tried again, after delay_s seconds or the job's own backoff."""
+
+    def __init__(self, delay_s: float | None = None, message: str = "") -> None:
+        super().__init__(delay_s, message)
+        self.delay_s = delay_s
+        self.message = printable(message) or "the handler asked to be tried again"
+
+
+class Unusable(Exception):  # noqa: N818
+    """A handler returned something that can't be stored as the run's result."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+
+def as_result(returned: Any, limit_bytes: int) -> dict[str, Any]:
+    """What a handler returned, as the JSON object to store. Raises Unusable.
+
+    None is an empty object; models and dataclasses are their fields; other JSON is under `data`.
+    """
+    value = _plain(returned)
+    result = {} if value is None else value if isinstance(value, dict) else {"data": value}
+    why = storable(result)
+    if why is not None:
+        raise Unusable("invalid_result", f"the handler's result can't be stored: {why}")
+    size = len(compact_json(result))
+    if size > limit_bytes:
+        raise Unusable(
+            "result_too_large", f"the result is {size} bytes as compact JSON; at most {limit_bytes} are kept"
+        )
+    return result
+
+
+def _plain(returned: Any) -> Any:
+    if isinstance(returned, BaseModel):
+        return returned.model_dump(mode="json")
+    if dataclasses.is_dataclass(returned) and not isinstance(returned, type):
+        return dataclasses.asdict(returned)
+    return returned
+
+
+def described(error: BaseException) -> str:
+    """An exception as text for people: `Type: message`."""
+    try:
+        text = str(error)
+    except Exception:  # an exception's own __str__ is a handler's code too
+        text = "(its text can't be shown)"
+    return printable(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+def printable(text: object, length: int = MAX_MESSAGE) -> str:
+    """The text as Postgres can keep it: cut, without NUL characters and lone surrogates."""
+    return str(text)[:length].replace("\x00", "").encode("utf-8", "replace").decode()
