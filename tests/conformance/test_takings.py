@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +29,7 @@ from onceonly_jobs.services import account, leases, locks, runs
 from onceonly_jobs.services.quota import QuotaUsedUp
 from onceonly_jobs.store import usage
 from onceonly_jobs.store.account import Caller
-from onceonly_jobs.store.database import Database
+from onceonly_jobs.store.database import Database, on
 from onceonly_jobs.store.statement import Operation
 from onceonly_jobs.testing import Clock
 from tests.conftest import make_account
@@ -114,6 +116,37 @@ def test_of_many_concurrent_lock_calls_exactly_one_wins(
     assert counters[Kind.MAKE].usage == 15
 
 
+def until_somebody_waits_for_a_lock(db: Database) -> None:
+    deadline = time.monotonic() + 10
+    waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    while time.monotonic() < deadline:
+        with db.engine.connect() as connection:
+            if connection.execute(waiting).scalar_one():
+                return
+    pytest.fail("nobody waits")
+
+
+def test_who_loses_an_expired_lock_meanwhile_is_told_of_the_new_window(
+    db: Database, caller: Caller, clock: Clock
+) -> None:
+    """Its snapshot still shows the old window; the statement finds nothing, counts nothing, and asks again."""
+    db.run(locks.check, caller, lock_request(ttl=10), None)
+    clock.advance(11)
+    answers: list[Any] = []
+    loser = threading.Thread(target=lambda: answers.append(db.run(locks.check, caller, lock_request(), None)))
+    with db.engine.connect() as connection:
+        won = on(connection, locks.check(caller, lock_request(), None))
+        loser.start()
+        until_somebody_waits_for_a_lock(db)
+        connection.commit()
+    loser.join()
+    [lost] = answers
+    assert (won.status, lost.status) == ("locked", "duplicate")
+    assert lost.first_seen_at == won.first_seen_at
+    _, counters = db.run(account.month_usage, caller)
+    assert (counters[Kind.MAKE].requests_total, counters[Kind.MAKE].usage) == (3, 1)
+
+
 @pytest.mark.parametrize("call", [lease_call, run_call])
 def test_of_many_concurrent_takers_exactly_one_acquires(db: Database, caller: Caller, call: Any) -> None:
     answers = storm(16, lambda: db.run(*call(caller)))
@@ -136,32 +169,29 @@ def test_of_many_concurrent_takeovers_exactly_one_succeeds(
     assert acquired[0].run.first_seen_at == first.run.first_seen_at
 
 
+@pytest.mark.parametrize("before", range(5))
 def test_extending_against_takeover_leaves_exactly_one_holder(
-    db: Database, caller: Caller, clock: Clock
+    db: Database, caller: Caller, clock: Clock, before: int
 ) -> None:
     """Either the extension comes first and the takers see a live lease, or it is refused."""
-    for key in "abcdef":
-        held = db.run(*lease_call(caller, key=key, ttl=10)).run
-        clock.advance(11)
+    held = db.run(*lease_call(caller, ttl=10)).run
+    clock.advance(11)
+    calls = itertools.count()
 
-        def extend(key: str = key, lease_id: str = held.lease_id) -> str:
-            try:
-                db.run(leases.extend, caller, ExtendRequest(key=key, lease_id=lease_id))
-            except LeaseConflict:
-                return "refused"
-            return "extended"
+    def extend() -> str:
+        try:
+            db.run(leases.extend, caller, ExtendRequest(key="k", lease_id=held.lease_id))
+        except LeaseConflict:
+            return "refused"
+        return "extended"
 
-        answers: list[str] = []
-        takers = [
-            threading.Thread(target=lambda k=key: answers.append(db.run(*lease_call(caller, key=k)).outcome))
-            for _ in range(4)
-        ]
-        extender = threading.Thread(target=lambda: answers.append(extend()))
-        for thread in [*takers[:2], extender, *takers[2:]]:
-            thread.start()
-        for thread in [*takers, extender]:
-            thread.join()
-        assert answers.count("acquired") + answers.count("extended") == 1
+    def one() -> str:
+        if next(calls) == before:
+            return extend()
+        return str(db.run(*lease_call(caller)).outcome)
+
+    answers = storm(5, one)
+    assert answers.count("acquired") + answers.count("extended") == 1
 
 
 def test_only_the_current_lease_may_complete(ask: Any, caller: Caller, clock: Clock) -> None:

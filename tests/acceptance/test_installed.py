@@ -1,0 +1,94 @@
+"""What a user gets from the wheel, away from any checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built wheel's files."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    [wheel] = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def python(code: str, site: Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run code against the wheel: -S and -P keep the checkout's editable install and folder out."""
+    packages = str(Path(sa.__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-S", "-P", "-c", code],
+        cwd=cwd,
+        env={**os.environ, **env, "PYTHONPATH": os.pathsep.join([str(site), packages])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_wheel_holds_the_product_and_the_migrations_but_no_deployments_code(unpacked: Path) -> None:
+    assert (unpacked / "onceonly_jobs/migrations/env.py").is_file()
+    assert list((unpacked / "onceonly_jobs/migrations/versions").glob("0001_*.py"))
+    assert (unpacked / "onceonly_jobs/py.typed").is_file()
+    assert not (unpacked / "workers").exists()
+    assert not (unpacked / "tests").exists()
+
+
+def test_migrations_run_from_the_wheel(unpacked: Path, owner_url: str, tmp_path: Path) -> None:
+    code = (
+        "import onceonly_jobs, os\n"
+        "from onceonly_jobs.store import migrations\n"
+        f"assert onceonly_jobs.__file__.startswith({str(unpacked)!r}), onceonly_jobs.__file__\n"
+        "url = os.environ['URL']\n"
+        "migrations.upgrade(url, revision='base'); migrations.upgrade(url)\n"
+        "print(migrations.current(url), migrations.scripts_path())"
+    )
+    done = python(code, unpacked, tmp_path, URL=owner_url)
+    assert done.returncode == 0, done.stderr
+    revision, path = done.stdout.split()
+    assert revision == "0001"
+    assert path.startswith(str(unpacked))
+
+
+WITHOUT_SERVER = """
+import importlib.abc, pkgutil, sys
+
+class Missing(importlib.abc.MetaPathFinder):
+    server = {"fastapi", "starlette", "sqlalchemy", "psycopg", "celery", "kombu", "redis", "alembic",
+              "pydantic_settings", "structlog", "typer", "rich", "uvicorn", "limits", "psutil", "flower"}
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[0] in self.server:
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Missing())
+import onceonly_jobs, onceonly_jobs.errors, onceonly_jobs.contracts as contracts
+for module in pkgutil.iter_modules(contracts.__path__, contracts.__name__ + "."):
+    __import__(module.name)
+print("clean")
+"""
+
+
+def test_the_plain_install_needs_nothing_of_the_server(unpacked: Path, tmp_path: Path) -> None:
+    done = python(WITHOUT_SERVER, unpacked, tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, "clean"), done.stderr
+
+
+def test_the_command_of_a_plain_install_says_what_to_install(unpacked: Path, tmp_path: Path) -> None:
+    code = WITHOUT_SERVER.replace('print("clean")', "import onceonly_jobs.cli.main")
+    done = python(code, unpacked, tmp_path)
+    assert done.returncode == 2
+    assert "pip install 'onceonly-jobs[all]'" in done.stderr
+    assert "Traceback" not in done.stderr

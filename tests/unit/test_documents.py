@@ -1,0 +1,76 @@
+"""What the documents say is what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from onceonly_jobs.config import Settings
+from onceonly_jobs.domain.states import MOVES, RunState
+from onceonly_jobs.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+def configuration_table() -> str:
+    """docs/CONFIGURATION.md's table, made from the settings themselves."""
+    lines = ["| variable | default | meaning |", "| --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else f"`{field.default}`"
+        lines.append(f"| `ONCEONLY_{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(lines)
+
+
+def test_the_configuration_table_lists_every_setting() -> None:
+    text = (ROOT / "docs/CONFIGURATION.md").read_text()
+    assert configuration_table() in text, f"expected:\n{configuration_table()}"
+
+
+def test_the_state_diagram_draws_exactly_the_legal_moves() -> None:
+    text = (ROOT / "docs/STATES.md").read_text()
+    drawn = set(re.findall(r"^    (\w+) --> (\w+):", text, flags=re.MULTILINE))
+    assert drawn == {(str(old), str(new)) for old, moves in MOVES.items() for new in moves}
+    assert set(MOVES) == set(RunState)
+
+
+def test_the_compose_file_is_valid_and_complete() -> None:
+    """It can't be started without Docker; what can be checked is its form."""
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    services = compose["services"]
+    assert set(services) == {"postgres", "redis", "migrate", "api", "worker", "scheduler", "flower"}
+    for name, service in services.items():
+        assert "image" in service or service["build"] == "."
+        assert "healthcheck" in service or name == "migrate"
+        for needed in service.get("depends_on", {}):
+            assert needed in services
+        for published in service.get("ports", []):
+            assert published.startswith("127.0.0.1:")
+        for mounted in service.get("volumes", []):
+            assert mounted.split(":")[0] in compose["volumes"]
+    assert (ROOT / "Dockerfile").is_file()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ONCEONLY_DATABASE_URL", "mysql://x"),
+        ("ONCEONLY_BROKER_URL", "not a url"),
+        ("ONCEONLY_WORKER_LEASE_S", "soon"),
+        ("ONCEONLY_DUPLICATE_STATUS_CODE", "418"),
+        ("ONCEONLY_SECRET_KEY", "short"),
+        ("ONCEONLY_WORKER_HEARTBEAT_S", "14"),
+    ],
+)
+def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=f"^{variable}: "):
+        Settings.load()
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONCEONLY_RATE_LIMIT", "")
+    monkeypatch.setenv("ONCEONLY_DEFAULT_PLAN", "")
+    assert (Settings.load().rate_limit, Settings.load().default_plan) == (None, "agency")
