@@ -100,6 +100,9 @@ class Settings(BaseSettings):
     )
     llm_api_key: str | None = Field(None, description="Key for that endpoint.")
     llm_model: str = Field("gpt-4o-mini", description="Model where the run's metadata names none.")
+    http_allow_private: bool = Field(
+        False, description="Whether the `http_request` job may reach loopback and private addresses."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Log level.")
 
     @classmethod

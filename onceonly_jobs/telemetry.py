@@ -30,6 +30,7 @@ def configure_logging(level: str, component: str) -> None:
         structlog.stdlib.add_log_level,
         _named(component),
         structlog.stdlib.ExtraAdder(),
+        _plain,
         structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
         structlog.processors.StackInfoRenderer(),
     ]
@@ -54,6 +55,12 @@ def configure_logging(level: str, component: str) -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
+
+
+def _plain(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Drops the second, coloured form of uvicorn's messages."""
+    event.pop("color_message", None)
+    return event
 
 
 def _named(component: str) -> structlog.typing.Processor:

@@ -19,6 +19,7 @@ from onceonly_jobs.dispatch.celeryconf import queue, worker_conf
 from onceonly_jobs.services import claims
 from onceonly_jobs.store.database import Database
 from onceonly_jobs.telemetry import configure_logging
+from onceonly_jobs.worker.handlers import builtin
 from onceonly_jobs.worker.jobs import Job, Registry, default_registry
 from onceonly_jobs.worker.lifecycle import Fate, Outcome, run_job
 from onceonly_jobs.worker.runtime import Runtime
@@ -38,17 +39,15 @@ def create_worker(settings: Settings | None = None, registry: Registry | None = 
 
     It serves the given jobs, by default all that `@job` has registered, and the built-in ones.
     """
-    from onceonly_jobs.worker.handlers import builtin
-
     settings = settings or Settings.load()
-    jobs = (registry or default_registry).over(builtin)
+    runtime = Runtime.of(settings)
+    jobs = (default_registry if registry is None else registry).over(builtin(runtime))
     app = Celery("onceonly", set_as_current=True)
     app.conf.update(worker_conf(settings))
     app.conf.update(
         task_queues=[queue(name) for name in sorted(_queues(settings, jobs))],
         beat_scheduler="onceonly_jobs.worker.beat:Scheduler",
     )
-    runtime = Runtime.of(settings)
     for job in jobs:
         _add_task(app, runtime, job)
     app.onceonly = runtime

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from onceonly_jobs.domain.fingerprint import canonical_json, compact_json, storable
@@ -58,6 +59,11 @@ class JobContext:
     @property
     def max_attempts(self) -> int:
         return self._claim.max_attempts
+
+    @property
+    def started_at(self) -> datetime:
+        """When this attempt began, by the database's clock, in UTC."""
+        return self._claim.claimed_at.astimezone(UTC)
 
     @property
     def fencing_token(self) -> int:

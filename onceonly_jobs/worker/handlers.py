@@ -1,16 +1,79 @@
-"""Built-in jobs."""
+"""The built-in jobs: `echo`, `chat`, `http_request`, `daily_summary`."""
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
+from onceonly_jobs.domain.plans import Kind
+from onceonly_jobs.store import usage
+from onceonly_jobs.store.statement import Operation, autocommit
+from onceonly_jobs.store.usage import Counters
+from onceonly_jobs.worker.chat import Llm, ask
 from onceonly_jobs.worker.context import JobContext
+from onceonly_jobs.worker.http_request import send
 from onceonly_jobs.worker.jobs import Registry
+from onceonly_jobs.worker.outcomes import Fail
+from onceonly_jobs.worker.runtime import Runtime
 
-builtin = Registry()
+
+def builtin(runtime: Runtime) -> Registry:
+    """The jobs that every worker serves. A deployment's own job of the same name takes precedence."""
+    registry = Registry()
+    settings = runtime.settings
+
+    @registry.job
+    def echo(ctx: JobContext) -> dict[str, Any]:
+        """Returns what it was given; the default job, for development."""
+        return {"key": ctx.key, "metadata": ctx.metadata, "attempt": ctx.attempt}
+
+    @registry.job(max_attempts=4)
+    def chat(ctx: JobContext) -> dict[str, Any]:
+        """Asks an OpenAI-compatible model, by `prompt` or `messages`; records tokens and cost."""
+        if settings.llm_base_url is None:
+            raise Fail("not_configured", "ONCEONLY_LLM_BASE_URL is not set for the workers")
+        return ask(ctx, Llm(settings.llm_base_url, settings.llm_api_key, settings.llm_model))
+
+    @registry.job(max_attempts=5)
+    def http_request(ctx: JobContext) -> dict[str, Any]:
+        """Sends an HTTP request with an Idempotency-Key; the result is its answer."""
+        return send(ctx, allow_private=settings.http_allow_private)
+
+    @registry.job
+    def daily_summary(ctx: JobContext) -> dict[str, Any]:
+        """Sums the account's own usage of a UTC day: `payload.day`, or the day on which it runs."""
+        day = _day(ctx)
+        return summary(day, runtime.database.run(_usage_of, ctx.tenant, day))
+
+    return registry
 
 
-@builtin.job
-def echo(ctx: JobContext) -> dict[str, Any]:
-    """Returns what it was given; the default job, for development."""
-    return {"key": ctx.key, "metadata": ctx.metadata, "attempt": ctx.attempt}
+def _day(ctx: JobContext) -> date:
+    given = ctx.payload.get("day", ctx.metadata.get("day"))
+    if given is None:
+        return ctx.started_at.date()
+    try:
+        return date.fromisoformat(given)
+    except (TypeError, ValueError):
+        raise Fail("bad_payload", "day must be a date like 2026-01-31") from None
+
+
+@autocommit
+def _usage_of(tenant_id: str, day: date) -> Operation[dict[Kind, Counters]]:
+    rows = yield from usage.days(tenant_id, day, day)
+    return {kind: counters for _, kind, counters in rows}
+
+
+def summary(day: date, used: dict[Kind, Counters]) -> dict[str, Any]:
+    """Totals by kind, and a line to read."""
+    totals = {kind.value: used.get(kind, Counters()) for kind in Kind}
+    parts = [
+        f"{name}: {c.usage} used in {c.requests_total} requests ({c.blocked_total} blocked)"
+        for name, c in totals.items()
+    ]
+    fields = ("usage", "requests_total", "blocked_total", "charged_total", "polling_total")
+    return {
+        "day": day.isoformat(),
+        "totals": {name: {field: getattr(c, field) for field in fields} for name, c in totals.items()},
+        "text": f"{day.isoformat()}: {'; '.join(parts)}",
+    }

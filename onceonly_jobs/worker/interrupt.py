@@ -7,7 +7,7 @@ import ctypes
 import inspect
 import signal
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from enum import Enum, auto
 from types import FrameType
 from typing import Any, TypeVar
@@ -72,7 +72,7 @@ class Interrupt:
         try:
             try:
                 if inspect.iscoroutinefunction(handler):
-                    returned = asyncio.run(self._awaited(handler(argument)))
+                    returned = asyncio.run(self._awaited(handler, argument))
                 else:
                     returned = self._called(handler, argument)
             finally:
@@ -131,13 +131,13 @@ class Interrupt:
             self._finish()
             raise_in(thread, None)  # one that was set, but not raised yet
 
-    async def _awaited(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    async def _awaited(self, handler: Callable[[T], Any], argument: T) -> Any:
         """A coroutine: its task is cancelled, as asyncio does it."""
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None, "a running coroutine has a task"  # noqa: S101
         self._start(lambda: _cancel(loop, task))
         try:
-            return await coroutine
+            return await handler(argument)
         finally:
             self._finish()
 

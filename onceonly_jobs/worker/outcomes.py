@@ -12,7 +12,7 @@ from onceonly_jobs.domain.fingerprint import compact_json, storable
 MAX_MESSAGE = 2000
 
 
-class Fail(Exception):  # noqa: N818
+class Fail(Exception):
     """Raised by a handler to give up at once: the run fails with this code, whatever attempts are left."""
 
     def __init__(self, code: str, message: str = "") -> None:
@@ -21,7 +21,7 @@ class Fail(Exception):  # noqa: N818
         self.message = printable(message)
 
 
-class Retry(Exception):  # noqa: N818
+class Retry(Exception):
     """Raised by a handler to be tried again, after delay_s seconds or the job's own backoff."""
 
     def __init__(self, delay_s: float | None = None, message: str = "") -> None:
@@ -30,7 +30,7 @@ class Retry(Exception):  # noqa: N818
         self.message = printable(message) or "the handler asked to be tried again"
 
 
-class Unusable(Exception):  # noqa: N818
+class Unusable(Exception):
     """A handler returned something that can't be stored as the run's result."""
 
     def __init__(self, code: str, message: str) -> None:
