@@ -267,6 +267,8 @@ def test_unknown_fields_may_hold_what_could_not_be_stored(barrage: Barrage) -> N
     """They are ignored (§1.1), also in what they hold; but a body must still be JSON."""
     assert barrage.post_json("/check-lock", {"key": "k", "extra": "\x00", "x\x00": 1}).status_code == 200
     assert barrage.post_json("/check-lock", {"key": "l", "extra": "\ud800"}).status_code == 422
+    for constant in ("NaN", "Infinity", "-Infinity"):
+        assert barrage.post("/check-lock", f'{{"key": "l", "extra": {constant}}}').status_code == 422
 
 
 @pytest.mark.parametrize("path", GETS)

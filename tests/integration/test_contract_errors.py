@@ -258,6 +258,7 @@ def test_a_key_above_its_rate_is_told_when_to_come_again(new_tenant: NewApi) -> 
         }
     }
     assert retry_after.isdigit()
+    assert answer.headers["X-OnceOnly-Plan"] == "agency"
     assert 1 <= int(retry_after) <= 60
     assert api.rows("locks") == 0
 
