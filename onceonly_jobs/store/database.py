@@ -19,6 +19,16 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 DEADLOCK_RETRIES = 5
+
+CONNECTION = {
+    "application_name": "onceonly-jobs",
+    # A Postgres that is silently gone is noticed in seconds: a heartbeat must not hang longer than its lease.
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
 _RETRYABLE_STATES = {"40001", "40P01"}
 """serialization_failure and deadlock_detected: the transaction was rolled back whole, so starting over is safe."""
 
@@ -46,7 +56,9 @@ class Database:
             "pool_size": pool_size,
             "max_overflow": 0,
             "pool_timeout": 10,
-            "connect_args": {"connect_timeout": connect_timeout_s, "application_name": "onceonly-jobs"},
+            # An error that is logged must not show what callers sent.
+            "hide_parameters": True,
+            "connect_args": {"connect_timeout": connect_timeout_s, **CONNECTION},
         }
         self._engine: sa.Engine | None = None
         self._async_engine: AsyncEngine | None = None
