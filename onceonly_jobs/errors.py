@@ -119,6 +119,44 @@ class NotFound(Refusal):
         super().__init__({"error": "not_found", "message": "no run or lease under this key", "key": key})
 
 
+class FeatureNotAvailable(Refusal):
+    """The tenant's plan does not have this feature, or this field of a policy."""
+
+    status = 403
+
+    def __init__(self, feature: str, plan: str) -> None:
+        super().__init__(
+            {
+                "error": "feature_not_available",
+                "message": "upgrade required",
+                "feature": feature,
+                "plan": plan,
+            }
+        )
+
+
+class PolicyNotFound(Refusal):
+    status = 404
+
+    def __init__(self, agent_id: str) -> None:
+        super().__init__(
+            {"error": "policy_not_found", "message": "this agent has no policy", "agent_id": agent_id}
+        )
+
+
+class AgentNotFound(Refusal):
+    status = 404
+
+    def __init__(self, agent_id: str) -> None:
+        super().__init__(
+            {
+                "error": "agent_not_found",
+                "message": "this agent has neither a policy nor any activity",
+                "agent_id": agent_id,
+            }
+        )
+
+
 class ToolNotFound(Refusal):
     status = 404
 

@@ -49,3 +49,23 @@ LIMITS: dict[Plan, PlanLimits] = {
     Plan.PRO: PlanLimits(200_000, 1_000_000, 21_600, 604_800, hard_stop=False),
     Plan.AGENCY: PlanLimits(2_000_000, 10_000_000, 86_400, 2_592_000, hard_stop=False),
 }
+
+
+class Feature(StrEnum):
+    """What a plan may lack. A field of a policy is a feature of its own."""
+
+    POLICIES = "policies"
+    ALLOWED_TOOLS = "allowed_tools"
+    KILL_SWITCH = "kill_switch"
+    AUDIT = "audit"
+    """an agent's log and metrics"""
+
+
+_GOVERNED = frozenset({Feature.POLICIES, Feature.AUDIT})
+
+FEATURES: dict[Plan, frozenset[Feature]] = {
+    Plan.FREE: frozenset(),
+    Plan.STARTER: frozenset(),
+    Plan.PRO: _GOVERNED,
+    Plan.AGENCY: frozenset(Feature),
+}

@@ -7,12 +7,15 @@ from collections.abc import Iterable
 from enum import Enum, auto
 from typing import Any
 
+from onceonly_jobs.domain import governance
 from onceonly_jobs.domain.fingerprint import result_hash
 from onceonly_jobs.domain.runs import Claim, JobSpec
 from onceonly_jobs.store import claims as store
 from onceonly_jobs.store import jobs
 from onceonly_jobs.store.claims import Beat, Due, Reaped
 from onceonly_jobs.store.statement import Operation, autocommit
+
+RETENTION_S = 604_800
 
 
 class Ending(Enum):
@@ -42,13 +45,16 @@ def claim(
     *,
     lease_id: str | None = None,
     repeated: bool = False,
+    retention_s: int = RETENTION_S,
 ) -> Operation[Claim | None]:
     """Claim a run under a new lease id and the next fencing token; None when there is nothing to do.
 
     repeated: an earlier call with this lease id got no answer, and may have claimed the run.
     """
     lease_id = lease_id or new_lease_id()
-    claim = yield from store.claim(run, job, lease_id, lease_s, time_limit_s)
+    claim = yield from store.claim(
+        run, job, lease_id, lease_s, time_limit_s, retention_s, governance.risk_level(job)
+    )
     if claim is None and repeated:
         claim = yield from store.claimed(run, lease_id)
     return claim
@@ -66,8 +72,13 @@ def heartbeat(claim: Claim, lease_s: float) -> Operation[Beat | Ending]:
 
 @autocommit
 def complete(claim: Claim, result: dict[str, Any], retention_s: int) -> Operation[Ending]:
-    """Store the result under the current claim. A repeat after a lost answer finds it stored."""
-    stored = yield from store.complete(claim, result, result_hash(result), retention_s)
+    """Store the result under the current claim. A repeat after a lost answer finds it stored.
+
+    A result with a `cost_usd` says what the run really cost: its agent's reservation is settled with it.
+    """
+    stored = yield from store.complete(
+        claim, result, result_hash(result), retention_s, _actual_micro_usd(result)
+    )
     if stored:
         return Ending.STORED
     return (yield from _refused(claim, "completed", "complete"))
@@ -93,6 +104,12 @@ def retry(claim: Claim, delay_s: float, error_code: str, message: str) -> Operat
     if stored:
         return Ending.STORED
     return (yield from _refused(claim, "queued", "retry"))
+
+
+def _actual_micro_usd(result: dict[str, Any]) -> int | None:
+    cost = result.get("cost_usd")
+    known = isinstance(cost, int | float) and not isinstance(cost, bool) and 0 <= cost <= governance.MAX_USD
+    return governance.micro_usd(cost) if known else None
 
 
 def _refused(claim: Claim, own_doing: str, wanted: str) -> Operation[Ending]:

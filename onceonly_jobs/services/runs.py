@@ -8,13 +8,14 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from onceonly_jobs.contracts.leases import LeaseRequest
-from onceonly_jobs.domain.plans import LIMITS, Kind, Plan
+from onceonly_jobs.domain.governance import micro_usd, risk_level
+from onceonly_jobs.domain.plans import LIMITS, Kind
 from onceonly_jobs.domain.runs import JobSpec, Run
 from onceonly_jobs.domain.states import Owner
 from onceonly_jobs.errors import FingerprintMismatch, NotFound, UnknownTask
 from onceonly_jobs.services.quota import QuotaUsedUp, counted_blocked
 from onceonly_jobs.services.settling import until_settled
-from onceonly_jobs.store import jobs, runs, usage
+from onceonly_jobs.store import agents, jobs, runs, usage
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.runs import Taken, Taking
 from onceonly_jobs.store.statement import Operation, autocommit
@@ -67,6 +68,8 @@ def job_taking(
         fingerprint=fingerprint,
         actor=caller.key_id,
         job=job.name,
+        risk_level=risk_level(job.name),
+        spend_micro_usd=micro_usd((metadata or {}).get("spend_usd") or 0),
         queue=queue or job.queue,
         max_attempts=job.max_attempts,
         delay_s=delay_s,
@@ -120,9 +123,20 @@ def take_capped(caller: Caller, taking: Taking) -> Operation[Taken | QuotaUsedUp
     return taken
 
 
-def taking_operation(plan: Plan) -> Callable[[Caller, Taking], Operation[Taken | QuotaUsedUp]]:
-    """`take` or `take_capped`, as the plan asks."""
-    return take_capped if LIMITS[plan].hard_stop else take
+def take_governed(caller: Caller, taking: Taking) -> Operation[Taken | QuotaUsedUp]:
+    """`take` or `take_capped`, judged by the agent's policy. Whoever else asks for this agent waits for the answer."""
+    yield from agents.lock(taking.tenant_id, taking.agent_id or "")
+    take_it = take_capped if LIMITS[caller.plan].hard_stop else take
+    return (yield from take_it(caller, taking))
+
+
+def taking_operation(
+    caller: Caller, taking: Taking
+) -> Callable[[Caller, Taking], Operation[Taken | QuotaUsedUp]]:
+    """The one of `take`, `take_capped` and `take_governed` that the plan and the run ask for."""
+    if taking.governed:
+        return take_governed
+    return take_capped if LIMITS[caller.plan].hard_stop else take
 
 
 @autocommit

@@ -11,18 +11,28 @@ import sqlalchemy as sa
 from onceonly_jobs.domain.fingerprint import compact_json
 from onceonly_jobs.domain.runs import Claim
 from onceonly_jobs.store.events import event_row, recording
+from onceonly_jobs.store.governance import REASON, permission
 from onceonly_jobs.store.rows import CLAIM_COLUMNS, FINISH, finished, to_claim
 from onceonly_jobs.store.statement import Statement, count, one_or_none
 
+_CLAIMABLE = "owner = 'server' AND state = 'queued' AND job = :job AND due_at <= onceonly_now()"
+
+# The kill switch and the policy are read again here, from the agent's row and under a lock that the switch waits for:
+# no claim commits after the switch has answered.
 _CLAIM = sa.text(f"""
-WITH claimed AS (
+WITH gate AS (
+    SELECT a.policy_version, CASE {permission("r.job")} ELSE 'ok' END AS code
+    FROM (SELECT * FROM runs WHERE id = :id AND {_CLAIMABLE}) r
+    JOIN agents a ON a.tenant_id = r.tenant_id AND a.agent_id = r.agent_id
+    FOR SHARE OF a
+), claimed AS (
     UPDATE runs SET
         state = 'in_progress', version = version + 1, fencing_token = fencing_token + 1,
         attempt = attempt + 1, worker_lease_id = :worker_lease_id, started_at = onceonly_now(),
         lease_until_at = onceonly_now() + make_interval(secs => CAST(:lease_s AS double precision)),
         deadline_at = onceonly_now() + make_interval(secs => least(lease_ttl_s, CAST(:limit_s AS integer))),
         publish_at = NULL, publications = 0
-    WHERE id = :id AND owner = 'server' AND state = 'queued' AND job = :job AND due_at <= onceonly_now()
+    WHERE id = :id AND {_CLAIMABLE} AND NOT EXISTS (SELECT FROM gate WHERE code <> 'ok')
     RETURNING *
 ), starting AS ({
     event_row(
@@ -31,15 +41,34 @@ WITH claimed AS (
         source="claimed",
         duration="extract(epoch FROM started_at - first_seen_at) * 1000",
     )
-}), {recording("starting")}
+}), {recording("starting")}, refused AS (
+    UPDATE runs SET state = 'failed', error_code = 'policy_blocked',
+        error_message = (SELECT code FROM gate), {FINISH}
+    WHERE id = :id AND {_CLAIMABLE} AND EXISTS (SELECT FROM gate WHERE code <> 'ok')
+    RETURNING *
+), decided AS (
+    INSERT INTO audit_decisions (tenant_id, agent_id, tool, run_key, allowed, decision, policy_reason, policy_code,
+                                 risk_level, policy_version)
+    SELECT tenant_id, agent_id, job, key, false, 'blocked', {REASON}, code, :risk_level, gate.policy_version
+    FROM refused, gate
+), {finished("refused", given_back="attempt = 0")}
 SELECT {CLAIM_COLUMNS} FROM claimed
 """)
 
 
 def claim(
-    run: int, job: str, worker_lease_id: str, lease_s: float, time_limit_s: int | None
+    run: int,
+    job: str,
+    worker_lease_id: str,
+    lease_s: float,
+    time_limit_s: int | None,
+    retention_s: int,
+    risk_level: str = "low",
 ) -> Statement[Claim | None]:
-    """Take a due run of this job. None when it is not due, not queued, or taken: a stale or repeated message."""
+    """Take a due run of this job. None when it is not due, not queued, or taken: a stale or repeated message.
+
+    A run whose agent may not do this any more ends here, as failed and for retention_s seconds.
+    """
     return Statement(
         "claims.claim",
         _CLAIM,
@@ -50,6 +79,8 @@ def claim(
             "worker_lease_id": worker_lease_id,
             "lease_s": lease_s,
             "limit_s": time_limit_s,
+            "retention_s": retention_s,
+            "risk_level": risk_level,
         },
     )
 
@@ -160,13 +191,22 @@ WITH done AS (
         error_code = NULL, error_message = NULL, {FINISH}
     WHERE {_CURRENT} AND deadline_at > onceonly_now()
     RETURNING *
-), {finished("done")}
+), {finished("done", actual="CAST(:actual_micro_usd AS bigint)")}
 SELECT id FROM done
 """)
 
 
-def complete(claim: Claim, result: dict[str, Any], result_hash: str, retention_s: int) -> Statement[bool]:
-    """Store the result. False when the claim is no longer current or the time limit has passed."""
+def complete(
+    claim: Claim,
+    result: dict[str, Any],
+    result_hash: str,
+    retention_s: int,
+    actual_micro_usd: int | None = None,
+) -> Statement[bool]:
+    """Store the result and settle its cost; None keeps the reservation.
+
+    False when the claim is no longer current or the time limit has passed.
+    """
     return Statement(
         "claims.complete",
         _COMPLETE,
@@ -176,6 +216,7 @@ def complete(claim: Claim, result: dict[str, Any], result_hash: str, retention_s
             "result": compact_json(result).decode(),
             "result_hash": result_hash,
             "retention_s": retention_s,
+            "actual_micro_usd": actual_micro_usd,
         },
     )
 
@@ -283,9 +324,7 @@ WITH expired AS (
     FROM expired WHERE r.id = expired.id AND r.attempt >= r.max_attempts
     RETURNING r.*
 ), retried AS ({event_row("'run_retried'", "'queued'", source="requeued", message="'worker lost'")}
-), {recording("retried").replace("recorded", "retry_recorded").replace("headed", "retry_headed")}, {
-    finished("lost")
-}
+), {recording("retried")}, {finished("lost")}
 SELECT tenant_id, key, state FROM requeued UNION ALL SELECT tenant_id, key, state FROM lost
 """)
 

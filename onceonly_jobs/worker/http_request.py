@@ -76,7 +76,9 @@ def _request(
     headers["Host"] = url.netloc.decode("ascii")
     extensions: dict[str, Any] = {}
     if not allow_private:
-        extensions["sni_hostname"] = url.raw_host.decode("ascii")  # the certificate is the name's, the connection the address's
+        extensions["sni_hostname"] = url.raw_host.decode(
+            "ascii"
+        )  # the certificate is the name's, the connection the address's
         url = url.copy_with(host=public_address(url.host, url.port or (443 if url.scheme == "https" else 80)))
     timeout = min(asked.timeout_s, max(1.0, ctx.time_left_s))
     body = {"json": asked.body_json} if asked.body_json is not None else {"content": asked.body}

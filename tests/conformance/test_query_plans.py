@@ -80,7 +80,7 @@ HOT: list[Statement[Any]] = [
     leases.extend("t2", "k7", "l", 60),
     leases.complete("t2", "k7", "l", {}, None, 60),
     leases.cancel("t2", "k7", "l", None, 60),
-    claims.claim(7, "echo", "wl", 15, None),
+    claims.claim(7, "echo", "wl", 15, None, 60),
     claims.heartbeat(CLAIM, 15),
     claims.complete(CLAIM, {}, "h", 60),
     claims.retry(CLAIM, 1, "x", "x"),

@@ -24,5 +24,7 @@ BIN = Path(sys.executable).parent
     ids=["ruff check", "ruff format", "mypy", "import-linter"],
 )
 def test_the_code_is_clean(command: list[str]) -> None:
-    done = subprocess.run([BIN / command[0], *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [BIN / command[0], *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr

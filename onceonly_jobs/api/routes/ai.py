@@ -96,7 +96,7 @@ async def lease(body: LeaseRequest, state: Held, caller: Asking) -> JSONResponse
 
 
 async def _take(state: State, caller: Caller, taking: Taking) -> Taken:
-    taken = await state.db.arun(runs.taking_operation(caller.plan), caller, taking)
+    taken = await state.db.arun(runs.taking_operation(caller, taking), caller, taking)
     if isinstance(taken, QuotaUsedUp):
         raise taken.refusal
     return taken
