@@ -18,6 +18,8 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
+STATES = "'queued', 'in_progress', 'completed', 'failed', 'cancelled'"
+
 
 def upgrade() -> None:
     op.create_table(
@@ -66,6 +68,14 @@ def upgrade() -> None:
     op.add_column(
         "audit_outcomes", sa.Column("overrun", sa.Boolean(), server_default=sa.text("false"), nullable=False)
     )
+    op.add_column("runs", sa.Column("tool", sa.Text(), nullable=True))
+    op.add_column("runs", sa.Column("effect", sa.Text(), nullable=True))
+    op.add_column(
+        "runs", sa.Column("repeatable", sa.Boolean(), server_default=sa.text("false"), nullable=False)
+    )
+    op.add_column("runs", sa.Column("retention_s", sa.Integer(), nullable=True))
+    op.drop_constraint("ck_runs_state", "runs")
+    op.create_check_constraint("state", "runs", f"state IN ({STATES}, 'unknown')")
     op.add_column(
         "runs", sa.Column("reserved_micro_usd", sa.BigInteger(), server_default=sa.text("0"), nullable=False)
     )
@@ -80,6 +90,11 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.execute("UPDATE runs SET state = 'failed', error_code = 'outcome_unknown' WHERE state = 'unknown'")
+    op.drop_constraint("ck_runs_state", "runs")
+    op.create_check_constraint("state", "runs", f"state IN ({STATES})")
+    for column in ("retention_s", "repeatable", "effect", "tool"):
+        op.drop_column("runs", column)
     op.drop_index(
         "ix_runs_agent",
         table_name="runs",

@@ -108,8 +108,9 @@ def retry(claim: Claim, delay_s: float, error_code: str, message: str) -> Operat
 
 def _actual_micro_usd(result: dict[str, Any]) -> int | None:
     cost = result.get("cost_usd")
-    known = isinstance(cost, int | float) and not isinstance(cost, bool) and 0 <= cost <= governance.MAX_USD
-    return governance.micro_usd(cost) if known else None
+    if isinstance(cost, int | float) and not isinstance(cost, bool) and 0 <= cost <= governance.MAX_USD:
+        return governance.micro_usd(cost)
+    return None
 
 
 def _refused(claim: Claim, own_doing: str, wanted: str) -> Operation[Ending]:

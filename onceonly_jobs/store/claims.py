@@ -21,7 +21,7 @@ _CLAIMABLE = "owner = 'server' AND state = 'queued' AND job = :job AND due_at <=
 # no claim commits after the switch has answered.
 _CLAIM = sa.text(f"""
 WITH gate AS (
-    SELECT a.policy_version, CASE {permission("r.job")} ELSE 'ok' END AS code
+    SELECT a.policy_version, CASE {permission("r.tool")} ELSE 'ok' END AS code
     FROM (SELECT * FROM runs WHERE id = :id AND {_CLAIMABLE}) r
     JOIN agents a ON a.tenant_id = r.tenant_id AND a.agent_id = r.agent_id
     FOR SHARE OF a
@@ -49,7 +49,7 @@ WITH gate AS (
 ), decided AS (
     INSERT INTO audit_decisions (tenant_id, agent_id, tool, run_key, allowed, decision, policy_reason, policy_code,
                                  risk_level, policy_version)
-    SELECT tenant_id, agent_id, job, key, false, 'blocked', {REASON}, code, :risk_level, gate.policy_version
+    SELECT tenant_id, agent_id, tool, key, false, 'blocked', {REASON}, code, :risk_level, gate.policy_version
     FROM refused, gate
 ), {finished("refused", given_back="attempt = 0")}
 SELECT {CLAIM_COLUMNS} FROM claimed

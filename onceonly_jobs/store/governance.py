@@ -37,7 +37,8 @@ def permission(tool: str) -> str:
 
 LIMITS = """
         WHEN w.actions + 1 > (a.policy->>'max_actions_per_hour')::numeric THEN 'max_actions_per_hour_exceeded'
-        WHEN coalesce((w.calls->>CAST(:tool AS text))::numeric, 0) + 1 > (a.policy->'max_calls_per_tool'->>CAST(:tool AS text))::numeric
+        WHEN coalesce((w.calls->>CAST(:tool AS text))::numeric, 0) + 1
+             > (a.policy->'max_calls_per_tool'->>CAST(:tool AS text))::numeric
             THEN 'max_calls_per_tool_exceeded'
         WHEN w.spend + c.cost > floor((a.policy->>'max_spend_usd_per_day')::numeric * 1000000)
             THEN 'max_spend_usd_per_day_exceeded'"""
@@ -56,7 +57,8 @@ REASON = """CASE code WHEN 'ok' THEN 'within_budget' WHEN 'max_spend_usd_per_day
 RESERVE = f"""
     UPDATE agents a SET
         hour_at = {HOUR}, hour_actions = v.actions + 1, day_on = {DAY}, day_spend_micro_usd = v.spend + v.cost,
-        day_calls = v.calls || jsonb_build_object(CAST(:tool AS text), coalesce((v.calls->>CAST(:tool AS text))::bigint, 0) + 1)
+        day_calls = v.calls || jsonb_build_object(
+            CAST(:tool AS text), coalesce((v.calls->>CAST(:tool AS text))::bigint, 0) + 1)
     FROM verdict v
     WHERE a.tenant_id = v.tenant_id AND a.agent_id = v.agent_id AND v.code = 'ok'"""
 
@@ -76,9 +78,9 @@ def settlement(source: str, actual: str, given_back: str) -> str:
             FROM jsonb_each_text(s.unmade_calls) AS u (tool, unmade)) ELSE a.day_calls END
     FROM (
         SELECT tenant_id, agent_id, sum(difference)::bigint AS difference, sum(unmade)::bigint AS unmade,
-               jsonb_object_agg(job, unmade_today) FILTER (WHERE unmade_today > 0) AS unmade_calls
+               jsonb_object_agg(tool, unmade_today) FILTER (WHERE unmade_today > 0) AS unmade_calls
         FROM (
-            SELECT tenant_id, agent_id, job,
+            SELECT tenant_id, agent_id, tool,
                 coalesce(sum(booked - reserved_micro_usd) FILTER (WHERE day = {DAY}), 0) AS difference,
                 count(*) FILTER (WHERE unmade AND hour = {HOUR}) AS unmade,
                 count(*) FILTER (WHERE unmade AND day = {DAY}) AS unmade_today
@@ -88,7 +90,7 @@ def settlement(source: str, actual: str, given_back: str) -> str:
                        {booked(actual, given_back)} AS booked
                 FROM {source} WHERE agent_id IS NOT NULL AND reserved_at IS NOT NULL
             ) reserved
-            GROUP BY tenant_id, agent_id, job
+            GROUP BY tenant_id, agent_id, tool
         ) per_job
         GROUP BY tenant_id, agent_id
     ) s

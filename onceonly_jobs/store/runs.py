@@ -64,6 +64,7 @@ _FREE = """(
     (r.state IN ('completed', 'failed') AND r.retain_until_at <= onceonly_now())
     OR (r.state = 'cancelled'
         AND (r.owner = 'caller' OR r.lease_until_at IS NULL OR r.lease_until_at <= onceonly_now()))
+    OR (r.state = 'failed' AND r.repeatable)
     OR (r.state = 'in_progress' AND r.owner = 'caller' AND r.lease_until_at <= onceonly_now()
         AND coalesce(r.fingerprint = CAST(:fingerprint AS text), true))
 )"""
@@ -71,7 +72,7 @@ _FREE = """(
 _FRESH = "r.state IN ('completed', 'failed')"
 
 _COLUMNS = """tenant_id, key, owner, state, fencing_token, run_id, agent_id, fingerprint, metadata, lease_id,
-    lease_ttl_s, lease_until_at, job, queue, max_attempts, due_at, publish_at, first_seen_at, started_at,
+    lease_ttl_s, lease_until_at, job, tool, queue, max_attempts, due_at, publish_at, first_seen_at, started_at,
     decision_id, reserved_micro_usd, reserved_at, error_code, error_message, done_at, retain_until_at"""
 
 _REPLACED = ", ".join(
@@ -81,7 +82,8 @@ _REPLACED = ", ".join(
 )
 
 _CLEARED = ", ".join(
-    f"{name} = NULL" for name in "worker_lease_id deadline_at progress result result_hash error_hash".split()
+    f"{name} = NULL"
+    for name in "worker_lease_id deadline_at progress result result_hash error_hash effect retention_s".split()
 )
 
 _UNGOVERNED = "SELECT 'ok' AS code, CAST(0 AS bigint) AS cost, CAST(NULL AS integer) AS policy_version"
@@ -100,7 +102,7 @@ WITH verdict AS MATERIALIZED ({verdict}
         CASE :owner WHEN 'caller' THEN 1 ELSE 0 END, :run_id, CAST(:agent_id AS text),
         CAST(:fingerprint AS text), CAST(:metadata AS json), :lease_id, CAST(:ttl_s AS integer),
         CASE :owner WHEN 'caller' THEN onceonly_now() + make_interval(secs => CAST(:ttl_s AS integer)) END,
-        CAST(:job AS text), CAST(:queue AS text), CAST(:max_attempts AS integer),
+        CAST(:job AS text), CAST(:job AS text), CAST(:queue AS text), CAST(:max_attempts AS integer),
         CASE WHEN {server} AND {allowed} THEN
             onceonly_now() + make_interval(secs => CAST(:delay_s AS double precision)) END,
         CASE WHEN {server} AND {allowed} THEN
@@ -115,7 +117,7 @@ WITH verdict AS MATERIALIZED ({verdict}
             onceonly_now() + make_interval(secs => CAST(:retention_s AS integer)) END
     FROM verdict v
     ON CONFLICT (tenant_id, key) DO UPDATE SET
-        {_REPLACED}, {_CLEARED}, attempt = 0, publications = 0, dead_lettered = false,
+        {_REPLACED}, {_CLEARED}, attempt = 0, publications = 0, dead_lettered = false, repeatable = false,
         fencing_token = r.fencing_token + excluded.fencing_token,
         version = CASE WHEN {_FRESH} THEN 1 ELSE r.version + 1 END,
         first_seen_at = CASE WHEN {_FRESH} THEN excluded.first_seen_at ELSE r.first_seen_at END

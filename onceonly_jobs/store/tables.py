@@ -115,8 +115,15 @@ runs = sa.Table(
     sa.Column("error_hash", sa.Text),
     sa.Column("error_message", sa.Text),
     _required("dead_lettered", sa.Boolean(), "false"),
+    # Tool calls only: what a repetition may do, whether a failed one may be repeated at once, and how long the
+    # answer serves repetitions.
+    sa.Column("effect", sa.Text),
+    _required("repeatable", sa.Boolean(), "false"),
+    sa.Column("retention_s", sa.Integer),
     sa.Column("decision_id", sa.BigInteger),
     # What the decision reserved, and for which windows of its agent: given back or settled there.
+    # By this name the policy knows the run: its job's, or for a tool call the tool's.
+    sa.Column("tool", sa.Text),
     _required("reserved_micro_usd", sa.BigInteger(), "0"),
     sa.Column("reserved_at", Time),
     sa.UniqueConstraint("tenant_id", "key"),
@@ -168,6 +175,30 @@ policy_versions = sa.Table(
     sa.Column("actor", sa.Text),
     _required("change", sa.Text()),
     _required("policy", JSONB()),
+)
+
+tools = sa.Table(
+    "tools",
+    metadata,
+    sa.Column("tenant_id", sa.Text, primary_key=True),
+    sa.Column("scope_id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    _required("url", sa.Text()),
+    _required("auth_type", sa.Text()),
+    _required("secret_id", sa.Text()),
+    _required("secret_mask", sa.Text()),
+    # Encrypted with a key that is not in the database, and bound to this row: see vault.py.
+    _required("secret_sealed", sa.Text()),
+    _required("timeout_ms", sa.Integer()),
+    _required("max_retries", sa.Integer()),
+    _required("enabled", sa.Boolean()),
+    sa.Column("description", sa.Text),
+    _required("effect", sa.Text()),
+    sa.Column("confirm_url", sa.Text),
+    _required("created_at", Time, "onceonly_now()"),
+    _required("updated_at", Time, "onceonly_now()"),
+    sa.CheckConstraint("effect IN ('read', 'idempotent', 'reconcilable', 'irreversible')", name="effect"),
+    sa.CheckConstraint("(effect = 'reconcilable') = (confirm_url IS NOT NULL)", name="confirm_url"),
 )
 
 jobs = sa.Table(
