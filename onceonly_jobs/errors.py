@@ -3,6 +3,7 @@
 OnceOnlyError
 ├── ConfigError                      a setting or the machine is wrong; shown in one line, exit 2
 ├── EnqueueError                     Jobs.enqueue was refused before anything was stored
+├── SecretUnreadable                 a stored secret can't be decrypted here
 └── Refusal                          answered to the caller as {"detail": ...}
     ├── MissingToken       401       no Bearer token
     ├── InvalidApiKey      401       unknown key
@@ -11,7 +12,9 @@ OnceOnlyError
     ├── UnknownTask        400       no worker has registered a job of that name
     ├── Unsupported        400       understood, but not offered by this server
     ├── NotFound           404
-    ├── ToolNotFound       404
+    ├── TooManyTools       403       the plan has no room for another tool
+    ├── ToolNotFound       404       no such tool for an agent
+    ├── ToolNotRegistered  404       no such tool in a scope
     ├── LeaseConflict      409       lost, expired or finished lease
     ├── FingerprintMismatch 409      the key was used for another request
     ├── DuplicateBlocked   409       check-lock duplicates, where configured so
@@ -38,6 +41,10 @@ class ConfigError(OnceOnlyError):
 
 class EnqueueError(OnceOnlyError):
     """`Jobs.enqueue` was asked for something that can't be stored. Nothing was."""
+
+
+class SecretUnreadable(OnceOnlyError):
+    """A stored secret can't be decrypted. Says why, and nothing of the secret."""
 
 
 class Refusal(OnceOnlyError):
@@ -169,6 +176,29 @@ class ToolNotFound(Refusal):
                 "agent_id": agent_id,
             }
         )
+
+
+class ToolNotRegistered(Refusal):
+    status = 404
+
+    def __init__(self, tool: str, scope_id: str) -> None:
+        super().__init__(
+            {
+                "error": "tool_not_found",
+                "message": f"no tool named {tool!r} is registered in this scope",
+                "tool": tool,
+                "scope_id": scope_id,
+            }
+        )
+
+
+class TooManyTools(Refusal):
+    """The tenant's plan has no room for another tool."""
+
+    status = 403
+
+    def __init__(self, plan: str, most: int) -> None:
+        super().__init__({"error": "plan_limit", "message": f"{plan.upper()} plan limit: max {most} tools"})
 
 
 ConflictReason = Literal["not_owner", "expired", "finished"]

@@ -19,6 +19,10 @@ class Code(StrEnum):
     """the kill switch"""
     EXPLICITLY_BLOCKED = "tool_explicitly_blocked"
     NOT_IN_ALLOWED_LIST = "tool_not_in_allowed_list"
+    NOT_FOUND = "tool_not_found"
+    TOOL_DISABLED = "tool_disabled"
+    IDEMPOTENCY = "tool_idempotency"
+    """the same call was made before, or is being made"""
     HOURLY_ACTIONS = "max_actions_per_hour_exceeded"
     CALLS_PER_TOOL = "max_calls_per_tool_exceeded"
     DAILY_SPEND = "max_spend_usd_per_day_exceeded"
@@ -29,6 +33,9 @@ REASONS: dict[Code, str] = {
     Code.AGENT_DISABLED: "agent_disabled",
     Code.EXPLICITLY_BLOCKED: "tool_not_allowed",
     Code.NOT_IN_ALLOWED_LIST: "tool_not_allowed",
+    Code.NOT_FOUND: "tool_not_found",
+    Code.TOOL_DISABLED: "tool_disabled",
+    Code.IDEMPOTENCY: "tool_idempotency",
     Code.HOURLY_ACTIONS: "max_actions_per_hour_exceeded",
     Code.CALLS_PER_TOOL: "max_calls_per_tool_exceeded",
     Code.DAILY_SPEND: "daily_spend_exceeded",

@@ -60,7 +60,7 @@ class Taken:
 
 
 # The key is free: retention is over, a cancelled run has let go, or a caller's lease has run out.
-_FREE = """(
+FREE = """(
     (r.state IN ('completed', 'failed') AND r.retain_until_at <= onceonly_now())
     OR (r.state = 'cancelled'
         AND (r.owner = 'caller' OR r.lease_until_at IS NULL OR r.lease_until_at <= onceonly_now()))
@@ -121,14 +121,14 @@ WITH verdict AS MATERIALIZED ({verdict}
         fencing_token = r.fencing_token + excluded.fencing_token,
         version = CASE WHEN {_FRESH} THEN 1 ELSE r.version + 1 END,
         first_seen_at = CASE WHEN {_FRESH} THEN excluded.first_seen_at ELSE r.first_seen_at END
-    WHERE {_FREE}
+    WHERE {FREE}
     RETURNING r.*
 ), answer AS (
     SELECT CASE won.state WHEN 'failed' THEN 'refused' ELSE 'acquired' END AS outcome, won.* FROM won
     UNION ALL
     SELECT CASE WHEN r.fingerprint <> CAST(:fingerprint AS text) THEN 'mismatch' ELSE 'held' END, r.*
     FROM runs r
-    WHERE r.tenant_id = :tenant_id AND r.key = :key AND NOT {_FREE} AND NOT EXISTS (SELECT FROM won)
+    WHERE r.tenant_id = :tenant_id AND r.key = :key AND NOT {FREE} AND NOT EXISTS (SELECT FROM won)
 ), counted AS ({
         counting(
             Kind.AI,
@@ -223,7 +223,7 @@ def find(tenant_id: str, key: str) -> Statement[Run | None]:
 
 _WOULD_ACQUIRE = sa.text(f"""
 SELECT NOT EXISTS (
-    SELECT FROM runs r WHERE r.tenant_id = :tenant_id AND r.key = :key AND NOT {_FREE}
+    SELECT FROM runs r WHERE r.tenant_id = :tenant_id AND r.key = :key AND NOT {FREE}
 )
 """)
 
