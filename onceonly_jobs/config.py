@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from onceonly_jobs.errors import ConfigError
@@ -28,6 +28,11 @@ def _checked(schemes: tuple[str, ...]) -> AfterValidator:
         return url
 
     return AfterValidator(check)
+
+
+def _digits(value: object) -> object:
+    """A number of the environment as a number: a Literal of numbers does not take text."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 PostgresUrl = Annotated[str, _checked(POSTGRES_SCHEMES)]
@@ -88,7 +93,7 @@ class Settings(BaseSettings):
     max_wait_s: float = Field(30, ge=0, le=300, description="Longest long poll (`wait=`), in seconds.")
     max_body_bytes: int = Field(2_097_152, ge=65_536, description="Largest request body.")
     max_result_bytes: int = Field(1_048_576, ge=1024, description="Largest result of a run, as compact JSON.")
-    duplicate_status_code: Literal[200, 409] = Field(
+    duplicate_status_code: Annotated[Literal[200, 409], BeforeValidator(_digits)] = Field(
         200, description="HTTP status of a check-lock duplicate."
     )
     rate_limit: str | None = Field(

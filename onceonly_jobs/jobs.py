@@ -7,15 +7,13 @@ import os
 import time
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
-from pydantic import Field, ValidationError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from onceonly_jobs.config import Settings
-from onceonly_jobs.contracts.fields import Text, Wire
-from onceonly_jobs.contracts.runs import RunRequest
+from onceonly_jobs.contracts.enqueue import EnqueueRequest
 from onceonly_jobs.dispatch.direct import DirectPublisher
 from onceonly_jobs.domain.plans import Plan
 from onceonly_jobs.domain.runs import JobSpec, Run
@@ -33,7 +31,6 @@ KNOWN_FOR_S = 2.0
 """How long the tenant's plan and the registered jobs are remembered."""
 OWN_KEY = "app"
 """Who enqueued, in the audit trail, where no API key says it."""
-LONGEST_DELAY_S = 10 * 365 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,21 +45,6 @@ class Enqueued:
     charged: bool
     result: dict[str, Any] | None
     error_code: str | None
-
-
-class _Options(Wire):
-    """What enqueue takes beyond what a run request over HTTP carries."""
-
-    queue: Annotated[Text, Field(min_length=1, max_length=200, pattern=r"^\S+$")] | None = None
-    delay: Annotated[float, Field(strict=False, ge=0, le=LONGEST_DELAY_S, allow_inf_nan=False)] = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    job: str
-    key: str
-    run: RunRequest
-    options: _Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +103,16 @@ class Jobs:
         transaction commits; the relay then publishes it.
         Raises EnqueueError, UnknownTask, FingerprintMismatch, PlanLimitReached.
         """
-        request = _validated(job, key, payload, metadata, delay, queue, ttl, fingerprint)
+        request = EnqueueRequest.of(
+            job,
+            key,
+            payload=payload,
+            metadata=metadata,
+            delay=delay,
+            queue=queue,
+            ttl=ttl,
+            fingerprint=fingerprint,
+        )
         if connection is not None:
             _must_be(connection, sa.Connection, "enqueue")
             known = self._remembered(job)
@@ -155,7 +146,16 @@ class Jobs:
         connection: AsyncConnection | None = None,
     ) -> Enqueued:
         """`enqueue`, without blocking the event loop."""
-        request = _validated(job, key, payload, metadata, delay, queue, ttl, fingerprint)
+        request = EnqueueRequest.of(
+            job,
+            key,
+            payload=payload,
+            metadata=metadata,
+            delay=delay,
+            queue=queue,
+            ttl=ttl,
+            fingerprint=fingerprint,
+        )
         if connection is not None:
             _must_be(connection, AsyncConnection, "enqueue_async")
             known = self._remembered(job)
@@ -230,30 +230,6 @@ class Jobs:
         )
 
 
-def _validated(
-    job: str,
-    key: str,
-    payload: dict[str, Any] | None,
-    metadata: dict[str, Any] | None,
-    delay: float | timedelta,
-    queue: str | None,
-    ttl: int | None,
-    fingerprint: str | None,
-) -> _Request:
-    """The call's arguments, held to the rules of POST /ai/run. Raises EnqueueError."""
-    carried = metadata if payload is None else {**(metadata or {}), "payload": payload}
-    delay_s = delay.total_seconds() if isinstance(delay, timedelta) else delay
-    try:
-        run = RunRequest.model_validate(
-            {"key": key, "ttl": ttl, "metadata": carried, "fingerprint": fingerprint}
-        )
-        options = _Options.model_validate({"queue": queue, "delay": delay_s})
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'request'}: {e['msg']}" for e in error.errors()]
-        raise EnqueueError("; ".join(lines)) from None
-    return _Request(job, key, run, options)
-
-
 def _must_be(connection: object, kind: type, method: str) -> None:
     if not isinstance(connection, kind):
         raise EnqueueError(
@@ -262,22 +238,21 @@ def _must_be(connection: object, kind: type, method: str) -> None:
         )
 
 
-def _taking(known: _Known, request: _Request, publish_grace_s: float) -> Taking:
+def _taking(known: _Known, request: EnqueueRequest, publish_grace_s: float) -> Taking:
     """Raises UnknownTask."""
     spec = next((spec for spec in known.jobs if spec.name == request.job), None)
     if spec is None:
         raise UnknownTask(request.job, sorted(spec.name for spec in known.jobs))
-    delay_s = request.options.delay
     return runs.job_taking(
         known.caller,
         spec,
         key=request.key,
-        ttl_s=request.run.ttl,
-        metadata=request.run.metadata,
-        fingerprint=request.run.fingerprint,
-        queue=request.options.queue,
-        delay_s=delay_s,
-        publish_grace_s=0 if delay_s else publish_grace_s,
+        ttl_s=request.ttl_s,
+        metadata=request.metadata,
+        fingerprint=request.fingerprint,
+        queue=request.queue,
+        delay_s=request.delay_s,
+        publish_grace_s=0 if request.delay_s else publish_grace_s,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -21,7 +21,7 @@ MONTH_HEADER = "X-OnceOnly-Month"
 
 
 def month_header(at: datetime) -> dict[str, str]:
-    return {MONTH_HEADER: at.strftime("%Y-%m")}
+    return {MONTH_HEADER: at.astimezone(UTC).strftime("%Y-%m")}
 
 
 def lock(key: str, answer: LockAnswer) -> JSONResponse:

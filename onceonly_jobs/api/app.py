@@ -9,7 +9,7 @@ from importlib.metadata import version
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 
-from onceonly_jobs.api.edge import RequestId
+from onceonly_jobs.api.edge import CommonHeaders
 from onceonly_jobs.api.problems import install
 from onceonly_jobs.api.routes import account, ai, events, governance, health, locks, tools
 from onceonly_jobs.api.state import State
@@ -49,7 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.onceonly = state
     install(app)
-    app.add_middleware(RequestId)
+    app.add_middleware(CommonHeaders)
     app.include_router(health.router)
     for router in (locks.router, ai.router, account.router, events.router, governance.router, tools.router):
         app.include_router(

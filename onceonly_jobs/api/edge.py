@@ -22,8 +22,8 @@ from onceonly_jobs.store.account import Caller
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
-class RequestId:
-    """Echoes the caller's X-Request-Id, or makes one, on every response."""
+class CommonHeaders:
+    """X-Request-Id, the caller's or a new one, on every response; X-OnceOnly-Plan on every one to a valid key."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -34,11 +34,15 @@ class RequestId:
             return
         sent = next((v for k, v in scope["headers"] if k == b"x-request-id"), b"").decode("latin-1")
         request_id = sent if REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(12)}"
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
 
         async def tagged(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                if "caller" in state:
+                    headers["X-OnceOnly-Plan"] = state["caller"].plan.value
             await send(message)
 
         await self._app(scope, receive, tagged)
@@ -93,14 +97,12 @@ class ContractRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             state = state_of(request)
             caller = await state.db.arun(account.authenticate, bearer(request))
-            await state.limiter.check(caller)
             request.state.caller = caller
+            await state.limiter.check(caller)
             strict = StrictRequest(_as_json(request.scope), request.receive)
             if request.method == "POST":
                 await strict.load(state.settings.max_body_bytes)
-            response = await handle(strict)
-            response.headers["X-OnceOnly-Plan"] = caller.plan.value
-            return response
+            return await handle(strict)
 
         return guarded
 

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from onceonly_jobs.errors import Refusal, Unavailable
@@ -51,7 +52,7 @@ def _unprocessable(_: Request, error: Exception) -> Response:
 def _shown(value: Any) -> Any:
     """What was wrong, cut short."""
     try:
-        text = json.dumps(value)
+        text = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         return f"<{type(value).__name__}>"
     return value if len(text) <= SHOWN_INPUT else text[:SHOWN_INPUT] + "..."
@@ -66,13 +67,22 @@ def _database(request: Request, error: Exception) -> Response:
 
 def _unexpected(request: Request, error: Exception) -> Response:
     logger.error("%s: unexpected error", request.url.path, exc_info=error)
-    return Problem({"error": "internal_error", "message": "unexpected error; see the log"}, status_code=500)
+    # The outermost handler, outside of the middleware that gives all other answers their headers.
+    headers = {"X-Request-Id": getattr(request.state, "request_id", "")}
+    body = {"error": "internal_error", "message": "unexpected error; see the log"}
+    return Problem(body, status_code=500, headers=headers)
+
+
+def _gone(_: Request, error: Exception) -> Response:
+    """For the log of the server in front: the client went away in the middle of its own request."""
+    return Problem("the request was not sent to its end", status_code=400)
 
 
 def install(app: FastAPI) -> None:
     """Make every error of this app answer in the contract's shape."""
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _unprocessable)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(DBAPIError, _database)
     app.add_exception_handler(PoolTimeout, _database)
     app.add_exception_handler(Exception, _unexpected)

@@ -12,6 +12,7 @@ from onceonly_jobs.contracts.fields import (
     JsonObject,
     Label,
     RunId,
+    Text,
     Wire,
     at_most,
     example,
@@ -34,7 +35,7 @@ class EventRequest(Wire):
     req_id: Label | None = None
     lease_id: Label | None = None
     agent_id: Label | None = None
-    message: Annotated[Label, Field(max_length=8192)] | None = None
+    message: Annotated[Text, Field(max_length=8192)] | None = None
     duration_ms: Annotated[int, Field(ge=0, le=MAX_DURATION_MS)] | None = None
     data: Annotated[JsonObject, AfterValidator(at_most(METADATA_BYTES))] | None = None
 

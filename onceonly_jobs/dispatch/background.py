@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 WAITING = 2000
 """Runs that may wait for their turn. Further ones are left to the relay."""
+BATCH = 100
 CLOSE_S = 2.0
 
 
@@ -41,7 +42,7 @@ class BackgroundPublisher:
         try:
             self._due.put_nowait(due)
         except queue.Full:
-            self._direct.leave("they come faster than the broker takes them")
+            self._direct.leave(1, "they come faster than the broker takes them")
         if self._thread is None:
             self._start()
 
@@ -60,9 +61,22 @@ class BackgroundPublisher:
             thread.join(CLOSE_S)
 
     def _work(self) -> None:
-        while (due := self._due.get()) is not None:
+        while batch := self._next_batch():
             try:
-                self._direct.offer(due)
+                self._direct.offer(*batch)
             except Exception:
-                logger.exception("run %s: not published", due.id)
+                logger.exception("%d runs not published", len(batch))
         self._direct.close()
+
+    def _next_batch(self) -> list[Due]:
+        """What waits, up to a batch; empty when this is to end."""
+        batch = []
+        due = self._due.get()
+        while due is not None:
+            batch.append(due)
+            if len(batch) == BATCH or self._due.empty():
+                return batch
+            due = self._due.get()
+        if batch:
+            self._due.put(None)  # the end, for the next call
+        return batch

@@ -34,18 +34,17 @@ class DirectPublisher:
         """The broker has just failed, and is left alone for a moment."""
         return time.monotonic() < self._rest_until
 
-    def offer(self, due: Due) -> bool:
-        """Publish a committed run that is due now. False when it is left to the relay."""
+    def offer(self, *due: Due) -> bool:
+        """Publish committed runs that are due now. False when some are left to the relay."""
         if self.resting:
-            return self.leave("the broker has just failed")
+            return self.leave(len(due), "the broker has just failed")
         try:
-            if self._is_full(due.queue):
-                return False
-            self._publisher.publish([due])
+            room = [run for run in due if not self._is_full(run.queue)]
+            self._publisher.publish(room)
         except BrokerError as error:
             self._rest_until = time.monotonic() + REST_S
-            return self.leave(str(error))
-        return True
+            return self.leave(len(due), str(error))
+        return len(room) == len(due)
 
     def _is_full(self, name: str) -> bool:
         full, until = self._full.get(name, (False, 0.0))
@@ -54,9 +53,9 @@ class DirectPublisher:
             self._full[name] = (full, time.monotonic() + BACKLOG_FOR_S)
         return full
 
-    def leave(self, why: str) -> bool:
-        """Leave a run to the relay, and say so now and then."""
-        self._left += 1
+    def leave(self, count: int, why: str) -> bool:
+        """Leave runs to the relay, and say so now and then."""
+        self._left += count
         if time.monotonic() - self._logged_at >= LOG_EVERY_S:
             logger.warning("%d runs left to the relay to publish: %s", self._left, why)
             self._logged_at, self._left = time.monotonic(), 0

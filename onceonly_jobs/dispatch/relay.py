@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from onceonly_jobs.config import Settings
+from onceonly_jobs.dispatch.brief import brief
 from onceonly_jobs.dispatch.broker import Publisher
 from onceonly_jobs.dispatch.epoch import Epoch
 from onceonly_jobs.dispatch.hints import HintSender
@@ -64,9 +65,8 @@ class Relay:
         try:
             return step()
         except Exception as error:
-            text = " ".join(f"{type(error).__name__}: {error}".split())
             level = logging.WARNING if self._failures == 0 else logging.DEBUG
-            logger.log(level, "%s failed, trying again: %s", doing, text)
+            logger.log(level, "%s failed, trying again: %s", doing, brief(error))
             return None
 
     def _reap(self, stop_at: float) -> bool:

@@ -106,9 +106,12 @@ def all_time(tenant_id: str) -> Statement[Counters]:
     )
 
 
+# The counters may know of more: what was used on a plan that does not stop. They may also know of less, since
+# they are read before the row is locked; then the row is right.
 _LOCK_CAP = sa.text(f"""
-INSERT INTO usage_caps AS c (tenant_id, kind, month) VALUES (:tenant_id, :kind, {THIS_MONTH})
-ON CONFLICT (tenant_id, kind, month) DO UPDATE SET usage = c.usage
+INSERT INTO usage_caps AS c (tenant_id, kind, month, usage)
+VALUES (:tenant_id, :kind, {THIS_MONTH}, {MONTH_USAGE})
+ON CONFLICT (tenant_id, kind, month) DO UPDATE SET usage = greatest(c.usage, excluded.usage)
 RETURNING c.usage
 """)
 

@@ -15,6 +15,7 @@ from celery.utils.nodenames import default_nodename, gethostname
 from sqlalchemy.exc import SQLAlchemyError
 
 from onceonly_jobs.config import Settings
+from onceonly_jobs.dispatch.brief import brief
 from onceonly_jobs.dispatch.celeryconf import queue, worker_conf
 from onceonly_jobs.services import claims
 from onceonly_jobs.store.database import Database
@@ -92,7 +93,7 @@ def announce(settings: Settings, jobs: Registry) -> None:
         try:
             database.run(claims.announce, specs)
         except SQLAlchemyError as error:
-            logger.warning("jobs not announced, the database is away: %s", " ".join(str(error).split()))
+            logger.warning("jobs not announced, the database is away: %s", brief(error))
             time.sleep(ANNOUNCE_PAUSE_S)
         else:
             break

@@ -28,6 +28,7 @@ class Scheduler(beat.Scheduler):  # type: ignore[misc]
         super().__init__(app, *args, lazy=lazy, **options)
         self._relay = None if lazy else make_relay(app.onceonly.settings)
         self._relay_at = 0.0
+        self._ready = False
 
     @property
     def info(self) -> str:
@@ -40,5 +41,10 @@ class Scheduler(beat.Scheduler):  # type: ignore[misc]
             return delay_s
         if time.monotonic() >= self._relay_at:
             self._relay_at = time.monotonic() + self._relay.tick()
-            touch_ready_file()
+            self._say_ready()
         return max(0.0, min(delay_s, self._relay_at - time.monotonic()))
+
+    def _say_ready(self) -> None:
+        if not self._ready:
+            self._ready = True
+            touch_ready_file()

@@ -97,10 +97,9 @@ class JobContext:
         return self._interrupt.announced is Reason.LOST
 
     def check(self) -> None:
-        """Stop here if the run was cancelled, lost or is overdue: raises what the worker takes for that."""
-        reason = self._interrupt.announced or (Reason.OVERDUE if self.time_left_s == 0 else None)
-        if reason is not None:
-            raise Interrupted(reason)
+        """Stop here if the run was cancelled or lost, or is overdue: raises what the worker takes for that."""
+        if self._interrupt.announced is not None:
+            raise Interrupted(self._interrupt.announced)
 
     def progress(self, progress: float | dict[str, Any], message: str | None = None) -> None:
         """Show how far the run is, as a fraction from 0 to 1 or as any JSON object."""

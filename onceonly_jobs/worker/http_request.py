@@ -26,7 +26,7 @@ class Asked(BaseModel):
 
     method: Literal["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"] = "GET"
     url: Annotated[str, Field(min_length=1, max_length=8192)]
-    headers: dict[str, str] = {}
+    headers: dict[str, Annotated[str, Field(pattern=r"^[^\r\n\x00]*$")]] = {}
     body_json: Annotated[Any, Field(alias="json")] = None
     body: str | None = None
     timeout_s: Annotated[float, Field(strict=False, gt=0, le=600)] = 30

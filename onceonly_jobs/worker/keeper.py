@@ -6,11 +6,11 @@ import faulthandler
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from types import TracebackType
 
+from onceonly_jobs.dispatch.brief import brief
 from onceonly_jobs.domain.runs import Claim
 from onceonly_jobs.services import claims
 from onceonly_jobs.services.claims import Ending
@@ -25,6 +25,8 @@ TIMEOUT_MESSAGE = "the run's time limit passed"
 RETRY_S = 1.0
 STARVED_LEASES = 4
 """After so many leases without a chance to run, the process is given up."""
+LAST_WORDS_S = 5.0
+STDERR = 2
 
 
 class Keeper:
@@ -51,21 +53,24 @@ class Keeper:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        with self._watching:
-            self._over.set()
-            self._unwatch()
+        self._unwatch(over=True)
         self._wake.set()
 
     def _watch(self) -> None:
         """End this process if even this thread does not get to run: a handler may hold the interpreter."""
         with self._watching:
-            if self._runtime.expendable and sys.__stderr__ is not None and not self._over.is_set():
-                after_s = STARVED_LEASES * self._settings.worker_lease_s
-                faulthandler.dump_traceback_later(after_s, exit=True, file=sys.__stderr__)
+            if self._runtime.expendable and not self._over.is_set():
+                settings = self._settings
+                after_s = STARVED_LEASES * settings.worker_lease_s + settings.time_limit_grace_s
+                faulthandler.dump_traceback_later(after_s, exit=True, file=STDERR)
 
-    def _unwatch(self) -> None:
-        if self._runtime.expendable:
-            faulthandler.cancel_dump_traceback_later()
+    def _unwatch(self, over: bool = False) -> None:
+        with self._watching:
+            # After the end the watch is the next run's.
+            if self._runtime.expendable and not self._over.is_set():
+                faulthandler.cancel_dump_traceback_later()
+            if over:
+                self._over.set()
 
     def look_now(self) -> None:
         """Ask at once whether the claim is still good."""
@@ -84,9 +89,9 @@ class Keeper:
                 return
             reason = self._trouble()
             if reason is not None:
-                with self._watching:
-                    self._unwatch()
+                self._watch()
                 self._stop_handler(reason)
+                self._unwatch()
                 return
 
     def _trouble(self) -> Reason | None:
@@ -110,7 +115,7 @@ class Keeper:
     def _unanswered(self, error: Exception) -> Reason | None:
         """The database is away. The claim stands until the lease would have run out without a heartbeat."""
         now = time.monotonic()
-        logger.warning("run %s: heartbeat failed: %s", self._claim.id, " ".join(str(error).split()))
+        logger.warning("run %s: heartbeat failed: %s", self._claim.id, brief(error))
         if now >= self._lease_until:
             return Reason.LOST
         self._wake_at = min(now + RETRY_S, self._lease_until)
@@ -136,7 +141,7 @@ class Keeper:
                 claims.fail, claim, TIMEOUT, TIMEOUT_MESSAGE, retention_s, dead_lettered=True
             )
         except Exception as error:
-            logger.warning("run %s: timeout not recorded yet: %s", claim.id, " ".join(str(error).split()))
+            logger.warning("run %s: timeout not recorded yet: %s", claim.id, brief(error))
         else:
             self._runtime.hints.finished(claim.tenant_id, claim.key)
 
@@ -146,8 +151,7 @@ class Keeper:
         if not self._runtime.expendable:
             logger.error("run %s (%s): handler %s can't be stopped", claim.id, claim.key, claim.job)
             return
-        logger.error(
-            "run %s (%s): handler %s won't stop, so its process ends", claim.id, claim.key, claim.job
-        )
-        logging.shutdown()
+        # Should the handler hang with a lock of the logging in its hands, the process ends all the same.
+        faulthandler.dump_traceback_later(LAST_WORDS_S, exit=True, file=STDERR)
+        logger.error("run %s (%s): handler %s won't stop, its process ends", claim.id, claim.key, claim.job)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from onceonly_jobs.dispatch.brief import brief
 from onceonly_jobs.domain.retries import retry_delay_s
 from onceonly_jobs.domain.runs import Claim
 from onceonly_jobs.services import claims
@@ -21,7 +22,7 @@ from onceonly_jobs.worker.context import JobContext
 from onceonly_jobs.worker.interrupt import Interrupt, Interrupted, Reason
 from onceonly_jobs.worker.jobs import Job
 from onceonly_jobs.worker.keeper import TIMEOUT, TIMEOUT_MESSAGE, Keeper
-from onceonly_jobs.worker.outcomes import Fail, Retry, Unusable, as_result, described
+from onceonly_jobs.worker.outcomes import Fail, Retry, Unusable, as_result, described, printable
 from onceonly_jobs.worker.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def run_job(runtime: Runtime, job: Job, run: int) -> Outcome:
     try:
         claim = _claim(runtime, job, run)
     except SQLAlchemyError as error:
-        logger.warning("run %s: not claimed, the database is away: %s", run, described(error))
+        logger.warning("run %s: not claimed, the database is away: %s", run, brief(error))
         return Outcome(Fate.UNREACHABLE)
     if claim is None:
         return Outcome(Fate.NOT_CLAIMED)
@@ -155,7 +156,7 @@ def _again(job: Job, claim: Claim, message: str, delay_s: float | None = None) -
         return Failed("handler_error", message)
     if delay_s is None:
         delay_s = retry_delay_s(claim.attempt, random.random(), job.retry_base_s, job.retry_max_s)  # noqa: S311
-    return Retried(max(0.0, delay_s), "handler_error", message)
+    return Retried(delay_s, "handler_error", message)
 
 
 def _back(claim: Claim) -> Verdict:
@@ -169,7 +170,7 @@ def _hand_back(runtime: Runtime, claim: Claim) -> None:
     try:
         _ending(runtime, claim, _back(claim))
     except Exception as error:
-        logger.warning("run %s: not handed back, its claim will expire: %s", claim.id, described(error))
+        logger.warning("run %s: not handed back, its claim will expire: %s", claim.id, brief(error))
 
 
 def _record(runtime: Runtime, claim: Claim, verdict: Verdict) -> Outcome:
@@ -180,7 +181,7 @@ def _record(runtime: Runtime, claim: Claim, verdict: Verdict) -> Outcome:
         if not isinstance(verdict, Completed):
             raise
         # A value that passed our checks and not Postgres's own. It would not pass next time either.
-        return _record(runtime, claim, Failed("invalid_result", described(error)))
+        return _record(runtime, claim, Failed("invalid_result", printable(brief(error))))
     if ending is Ending.OVERDUE:
         return _record(runtime, claim, Failed(TIMEOUT, TIMEOUT_MESSAGE))
     if ending is Ending.STORED:
@@ -223,7 +224,7 @@ def _answered(ask: Callable[[], T], give_up_after_s: float = float("inf")) -> T:
         except Exception as error:
             if not unreachable(error) or time.monotonic() + pause_s > give_up_at:
                 raise
-            logger.warning("the database is away: %s", described(error))
+            logger.warning("the database is away: %s", brief(error))
         time.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311
         pause_s = min(MAX_PAUSE_S, pause_s * 2)
 
@@ -239,7 +240,7 @@ def _reporting(
             else:
                 kept = runtime.database.run(claims.report_log, claim, message or "", data)
         except Exception as error:
-            logger.warning("run %s: %s not written: %s", claim.id, kind, described(error))
+            logger.warning("run %s: %s not written: %s", claim.id, kind, brief(error))
         else:
             if not kept:
                 keeper.look_now()

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from onceonly_jobs.domain.fingerprint import compact_json, storable
 
 MAX_MESSAGE = 2000
+LONGEST_DELAY_S = 30 * 86_400
 
 
 class Fail(Exception):
@@ -22,10 +23,15 @@ class Fail(Exception):
 
 
 class Retry(Exception):
-    """Raised by a handler to be tried again, after delay_s seconds or the job's own backoff."""
+    """Raised by a handler to be tried again, after delay_s seconds or the job's own backoff.
+
+    It counts as an attempt; after the last one the run fails. Raises ValueError for a delay above 30 days.
+    """
 
     def __init__(self, delay_s: float | None = None, message: str = "") -> None:
         super().__init__(delay_s, message)
+        if delay_s is not None and not 0 <= delay_s <= LONGEST_DELAY_S:
+            raise ValueError(f"delay_s must be from 0 to {LONGEST_DELAY_S}, not {delay_s}")
         self.delay_s = delay_s
         self.message = printable(message) or "the handler asked to be tried again"
 
@@ -58,10 +64,15 @@ def as_result(returned: Any, limit_bytes: int) -> dict[str, Any]:
 
 
 def _plain(returned: Any) -> Any:
-    if isinstance(returned, BaseModel):
-        return returned.model_dump(mode="json")
-    if dataclasses.is_dataclass(returned) and not isinstance(returned, type):
-        return dataclasses.asdict(returned)
+    try:
+        if isinstance(returned, BaseModel):
+            return returned.model_dump(mode="json")
+        if dataclasses.is_dataclass(returned) and not isinstance(returned, type):
+            return dataclasses.asdict(returned)
+    except Exception as error:  # a field's own code may raise anything
+        raise Unusable(
+            "invalid_result", f"the handler's result can't be stored: {described(error)}"
+        ) from error
     return returned
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from onceonly_jobs.api import answers
 from onceonly_jobs.api.edge import Asking, ContractRoute, Held
@@ -18,6 +19,15 @@ from onceonly_jobs.contracts.events import (
 )
 from onceonly_jobs.contracts.fields import RunId, Text
 from onceonly_jobs.services import insights
+
+
+class AnyText(PathConvertor):
+    """A path parameter that reaches to the end, whatever is in it: slashes, and line breaks too."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("text", AnyText())
 
 router = APIRouter(route_class=ContractRoute, tags=["events"])
 
@@ -53,7 +63,7 @@ async def latest(
     return JSONResponse({"total": total, "items": [answers.timeline_head(head) for head in heads]})
 
 
-@router.get("/runs/{run_id:path}", response_model=TimelineAnswer, summary="One run's timeline")
+@router.get("/runs/{run_id:text}", response_model=TimelineAnswer, summary="One run's timeline")
 async def timeline(
     run_id: RunId,
     state: Held,

@@ -28,7 +28,7 @@ async def check_lock(body: CheckLockRequest, request: Request, state: Held, call
     """Of any number of calls with one key within `ttl` seconds, exactly one is answered `locked`; every other
     one is a `duplicate`. The lock ends `ttl` seconds after the first call."""
     check = locks.check_capped if LIMITS[caller.plan].hard_stop else locks.check
-    answer = await state.db.arun(check, caller, body, request.headers.get("x-request-id"))
+    answer = await state.db.arun(check, caller, body, request.state.request_id)
     if isinstance(answer, QuotaUsedUp):
         raise answer.refusal
     if answer.status == "duplicate" and state.settings.duplicate_status_code == 409:

@@ -1,0 +1,134 @@
+"""Publishing straight after a commit: quick where the broker is well, and never in the way where it is not."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import redis
+
+from onceonly_jobs.config import Settings
+from onceonly_jobs.dispatch.background import WAITING, BackgroundPublisher
+from onceonly_jobs.dispatch.broker import BrokerError, Publisher
+from onceonly_jobs.dispatch.direct import DirectPublisher
+from onceonly_jobs.local.redis import EmbeddedRedis
+from onceonly_jobs.store.claims import Due
+
+NOWHERE = "redis://127.0.0.1:1/0"
+
+
+def due(number: int, queue: str = "q") -> Due:
+    return Due(
+        id=number,
+        tenant_id="t",
+        key=f"k{number}",
+        agent_id=None,
+        job="echo",
+        queue=queue,
+        due_at=datetime.now(UTC),
+    )
+
+
+@pytest.fixture
+def broker_settings(redis_url: str) -> Settings:
+    return Settings.load(broker_url=redis_url)
+
+
+@pytest.fixture
+def silent_broker() -> Iterator[Settings]:
+    """One that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield Settings.load(broker_url=f"redis://127.0.0.1:{server.getsockname()[1]}/0")
+
+
+def length(redis_url: str, queue: str = "q") -> int:
+    with redis.Redis.from_url(redis_url) as client:
+        count: int = client.llen(f"onceonly:{queue}")  # type: ignore[assignment]
+        return count
+
+
+def test_what_is_submitted_is_published(broker_settings: Settings, redis_url: str) -> None:
+    publisher = BackgroundPublisher(broker_settings)
+    for number in range(250):
+        publisher.submit(due(number))
+    publisher.close()
+    assert length(redis_url) == 250
+
+
+def test_submitting_never_waits(silent_broker: Settings) -> None:
+    publisher = BackgroundPublisher(silent_broker)
+    started = time.monotonic()
+    for number in range(WAITING * 2):
+        publisher.submit(due(number))
+    assert time.monotonic() - started < 2.5  # less than one time-out of the broker
+    publisher.close()
+
+
+def test_a_full_queue_is_left_to_the_relay(broker_settings: Settings, redis_url: str) -> None:
+    direct = DirectPublisher(broker_settings.model_copy(update={"broker_backlog": 2}))
+    assert direct.offer(due(1), due(2), due(3))
+    direct._full.clear()  # as if a second had passed
+    assert not direct.offer(due(4), due(5, queue="other"))
+    assert (length(redis_url), length(redis_url, "other")) == (3, 1)
+    direct.close()
+
+
+def test_a_broker_that_failed_is_left_alone_for_a_moment(redis_url: str) -> None:
+    direct = DirectPublisher(Settings.load(broker_url=NOWHERE))
+    assert not direct.offer(due(1))
+    assert direct.resting
+    assert not direct.offer(due(2))
+
+
+def test_a_broker_that_came_back_is_found_at_once(tmp_path: Path) -> None:
+    """The connection from before the restart is dead; that is not the broker's fault."""
+    with EmbeddedRedis(tmp_path) as server:
+        publisher = Publisher(Settings.load(broker_url=server.url))
+        assert publisher.publish([due(1)]) == 1
+        server.restart()
+        assert publisher.publish([due(2)]) == 1
+        server.restart()
+        assert publisher.backlog("q") == 0
+        publisher.close()
+
+
+def test_a_broker_that_is_out_of_memory_says_so(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path) as server:
+        publisher = Publisher(Settings.load(broker_url=server.url))
+        publisher.publish([due(1)])
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("maxmemory", "1")
+        with pytest.raises(BrokerError, match="maxmemory"):
+            publisher.publish([due(2)])
+        publisher.close()
+
+
+def test_a_silent_broker_is_given_up_on(silent_broker: Settings) -> None:
+    started = time.monotonic()
+    with pytest.raises(BrokerError):
+        Publisher(silent_broker).publish([due(1)])
+    assert time.monotonic() - started < 15
+
+
+def test_a_connection_is_not_shared_with_a_fork(broker_settings: Settings, redis_url: str) -> None:
+    publisher = Publisher(broker_settings)
+    publisher.publish([due(0)])
+    children = []
+    for child in range(3):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                publisher.publish([due(child * 100 + number) for number in range(50)])
+            finally:
+                os._exit(0)
+        children.append(pid)
+    publisher.publish([due(number) for number in range(50)])
+    for pid in children:
+        os.waitpid(pid, 0)
+    assert length(redis_url) == 201
+    publisher.close()

@@ -1,0 +1,176 @@
+"""Jobs that behave in all the ways a handler can. `payload.witness` names a file that each start leaves a line in."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from onceonly_jobs import Fail, JobContext, Retry, job
+
+
+def _witness(ctx: JobContext) -> None:
+    """Count an effect where the code under test can't reach."""
+    path = ctx.payload.get("witness")
+    if path:
+        with Path(path).open("a") as file:
+            file.write(f"{ctx.key} {ctx.attempt} {os.getpid()}\n")
+
+
+@job(max_attempts=5)
+def effect(ctx: JobContext) -> dict[str, Any]:
+    """Leaves a trace, takes its time, returns."""
+    _witness(ctx)
+    time.sleep(ctx.payload.get("sleep_s", 0))
+    return {"attempt": ctx.attempt, "pid": os.getpid()}
+
+
+@job(max_attempts=5)
+def slow_first(ctx: JobContext) -> dict[str, Any]:
+    """Takes a minute in its first attempt only."""
+    _witness(ctx)
+    if ctx.attempt == 1:
+        time.sleep(60)
+    return {"attempt": ctx.attempt}
+
+
+@job(max_attempts=5)
+def waits_first(ctx: JobContext) -> dict[str, Any]:
+    """Waits for a file in its first attempt only, and looks neither left nor right."""
+    _witness(ctx)
+    while ctx.attempt == 1 and not Path(ctx.payload["file"]).exists():
+        time.sleep(0.05)
+    return {"attempt": ctx.attempt}
+
+
+@job(max_attempts=1)
+def sleeper(ctx: JobContext) -> None:
+    """One long blocking call."""
+    _witness(ctx)
+    time.sleep(60)
+
+
+@job(max_attempts=1, time_limit_s=1)
+def limited(ctx: JobContext) -> None:
+    """One long blocking call, under a time limit."""
+    try:
+        time.sleep(60)
+    except Exception:
+        ctx.log("swallowed")  # an interruption must not end here
+
+
+@job(max_attempts=1, time_limit_s=1)
+async def limited_async(ctx: JobContext) -> None:
+    """The same in a coroutine."""
+    _witness(ctx)
+    await asyncio.sleep(60)
+
+
+@job(max_attempts=1, time_limit_s=1)
+def stubborn(ctx: JobContext) -> None:
+    """Can't be interrupted."""
+    while True:
+        try:
+            time.sleep(60)
+        except BaseException:
+            _witness(ctx)
+
+
+@job(max_attempts=1)
+def hog(ctx: JobContext) -> None:
+    """Holds the interpreter: no other thread of its process runs, the heartbeat's included."""
+    _witness(ctx)
+    ctypes.PyDLL(None).sleep(120)
+
+
+@job(max_attempts=3)
+async def asynchronous(ctx: JobContext) -> dict[str, Any]:
+    """A coroutine."""
+    await asyncio.sleep(0)
+    return {"attempt": ctx.attempt}
+
+
+@job(max_attempts=1)
+def patient(ctx: JobContext) -> None:
+    """Works in small steps, and looks up between them."""
+    _witness(ctx)
+    for step in range(600):
+        ctx.check()
+        ctx.progress({"step": step})
+        time.sleep(0.1)
+
+
+@job(max_attempts=3, retry_base_s=0.1, retry_max_s=0.2)
+def flaky(ctx: JobContext) -> dict[str, Any]:
+    """Fails `payload.failures` times."""
+    _witness(ctx)
+    if ctx.attempt <= ctx.payload["failures"]:
+        raise ValueError("not yet\x00")
+    return {"attempt": ctx.attempt, "key": ctx.idempotency_key("pay"), "other": ctx.idempotency_key("mail")}
+
+
+@job(max_attempts=3)
+def asks_again(ctx: JobContext) -> dict[str, Any]:
+    """Asks for another attempt."""
+    if ctx.attempt == 1:
+        raise Retry(0, "the other side is busy")
+    return {"attempt": ctx.attempt}
+
+
+@job(max_attempts=3)
+def gives_up(ctx: JobContext) -> None:
+    """Fails for good at once."""
+    raise Fail("no_such_customer", "customer 7 is unknown")
+
+
+@job(max_attempts=2)
+def dies(ctx: JobContext) -> None:
+    """Takes its process with it."""
+    _witness(ctx)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@job(max_attempts=2)
+def exits(ctx: JobContext) -> None:
+    """Ends its process in the orderly way."""
+    _witness(ctx)
+    sys.exit(3)
+
+
+class Model(BaseModel):
+    at: Path
+
+
+@dataclass
+class Data:
+    n: int
+
+
+RETURNS: dict[str, Any] = {
+    "nothing": None,
+    "list": [1, 2],
+    "number": 1.5,
+    "model": Model(at=Path("/x")),
+    "dataclass": Data(3),
+    "object": object(),
+    "nul": {"a": "\x00"},
+    "surrogate": {"a": "\ud800"},
+    "nan": {"a": float("nan")},
+    "huge": {"a": 2**70},
+    "keys": {1: "a"},
+    "large": {"a": "x" * 1_048_576},
+}
+
+
+@job(max_attempts=1)
+def returns(ctx: JobContext) -> Any:
+    """Returns the thing that the payload names."""
+    return RETURNS[ctx.payload["what"]]

@@ -1,0 +1,160 @@
+"""An interruption reaches the handler or nothing: never what comes after it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from onceonly_jobs.worker.interrupt import Interrupt, Interrupted, Reason
+
+Runner = Callable[[Callable[[], Any]], Any]
+
+
+def in_this_thread(work: Callable[[], Any]) -> Any:
+    return work()
+
+
+def in_another_thread(work: Callable[[], Any]) -> Any:
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append(work())
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+everywhere = pytest.mark.parametrize("run", [in_this_thread, in_another_thread])
+
+
+def fired_after(interrupt: Interrupt, delay_s: float) -> threading.Thread:
+    def fire() -> None:
+        time.sleep(delay_s)
+        interrupt.fire(Reason.OVERDUE)
+
+    thread = threading.Thread(target=fire)
+    thread.start()
+    return thread
+
+
+def busy(_: None) -> None:
+    while True:
+        time.sleep(0.001)
+
+
+async def busy_async(_: None) -> None:
+    await asyncio.sleep(60)
+
+
+def stubborn(_: None) -> str:
+    try:
+        busy(None)
+    except BaseException:
+        return "finished anyway"
+    return "never"
+
+
+async def stubborn_async(_: None) -> str:
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        return "finished anyway"
+    return "never"
+
+
+@everywhere
+@pytest.mark.parametrize("handler", [busy, busy_async, stubborn, stubborn_async])
+def test_a_handler_is_interrupted(run: Runner, handler: Callable[[None], Any]) -> None:
+    interrupt = Interrupt()
+    thread = fired_after(interrupt, 0.05)
+    with pytest.raises(Interrupted) as raised:
+        run(lambda: interrupt.call(handler, None))
+    thread.join()
+    assert raised.value.reason is Reason.OVERDUE
+
+
+def test_a_blocking_call_in_the_main_thread_is_interrupted() -> None:
+    interrupt = Interrupt()
+    fired_after(interrupt, 0.05)
+    started = time.monotonic()
+    with pytest.raises(Interrupted):
+        interrupt.call(lambda _: time.sleep(30), None)
+    assert time.monotonic() - started < 15
+
+
+@everywhere
+def test_one_that_was_fired_before_the_call_ends_it_at_once(run: Runner) -> None:
+    interrupt = Interrupt()
+    assert interrupt.fire(Reason.CANCELLED)
+    with pytest.raises(Interrupted) as raised:
+        run(lambda: interrupt.call(busy, None))
+    assert raised.value.reason is Reason.CANCELLED
+
+
+def quick(_: None) -> str:
+    return "done"
+
+
+async def quick_async(_: None) -> str:
+    return "done"
+
+
+def failing(_: None) -> None:
+    raise ValueError("own")
+
+
+@everywhere
+@pytest.mark.parametrize("handler", [quick, quick_async, failing])
+def test_one_that_comes_too_late_hits_nothing(run: Runner, handler: Callable[[None], Any]) -> None:
+    """Whenever it is fired, the call ends in one of two ways, and what follows runs undisturbed."""
+
+    def once(delay_s: float) -> bool:
+        interrupt = Interrupt()
+        thread = fired_after(interrupt, delay_s)
+        try:
+            interrupt.call(handler, None)
+        except Interrupted:
+            hit = True
+        except ValueError:
+            hit = False
+        else:
+            hit = False
+        sum(range(20_000))  # here a stray exception would show
+        thread.join()
+        sum(range(20_000))
+        assert hit == (interrupt.reason is not None)
+        return hit
+
+    def many() -> None:
+        for number in range(300):
+            once((number % 30) * 20e-6)
+
+    run(many)
+
+
+def test_what_the_process_is_told_is_passed_on() -> None:
+    def exits(_: None) -> None:
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        Interrupt().call(exits, None)
+
+
+def test_only_a_running_handler_is_acted_upon() -> None:
+    interrupt, acted = Interrupt(), []
+    interrupt.call(lambda _: interrupt.unless_over(lambda: acted.append("running")), None)
+    interrupt.unless_over(lambda: acted.append("over"))
+    assert acted == ["running"]
+    assert not interrupt.fire(Reason.OVERDUE)
