@@ -126,6 +126,31 @@ class NotFound(Refusal):
         super().__init__({"error": "not_found", "message": "no run or lease under this key", "key": key})
 
 
+class BudgetExceeded(Refusal):
+    """A limit of the agent's policy refuses the call. The detail says which, how much is used, and until when."""
+
+    status = 402
+
+    def __init__(self, detail: dict[str, Any]) -> None:
+        super().__init__(detail)
+
+
+class CallInProgress(Refusal):
+    """The tool is still at work. The call goes on; repeating it attaches to it."""
+
+    status = 409
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            {
+                "error": "in_progress",
+                "message": "the tool is still at work; ask /ai/result for this key, or repeat the call",
+                "key": key,
+                "retry_after_sec": 1,
+            }
+        )
+
+
 class FeatureNotAvailable(Refusal):
     """The tenant's plan does not have this feature, or this field of a policy."""
 

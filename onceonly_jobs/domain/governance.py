@@ -23,6 +23,10 @@ class Code(StrEnum):
     TOOL_DISABLED = "tool_disabled"
     IDEMPOTENCY = "tool_idempotency"
     """the same call was made before, or is being made"""
+    TOOL_ERROR = "tool_error"
+    """allowed and made, and failed"""
+    OUTCOME_UNKNOWN = "outcome_unknown"
+    """allowed and perhaps made: held until that is settled"""
     HOURLY_ACTIONS = "max_actions_per_hour_exceeded"
     CALLS_PER_TOOL = "max_calls_per_tool_exceeded"
     DAILY_SPEND = "max_spend_usd_per_day_exceeded"
@@ -36,6 +40,8 @@ REASONS: dict[Code, str] = {
     Code.NOT_FOUND: "tool_not_found",
     Code.TOOL_DISABLED: "tool_disabled",
     Code.IDEMPOTENCY: "tool_idempotency",
+    Code.TOOL_ERROR: "tool_error",
+    Code.OUTCOME_UNKNOWN: "outcome_unknown",
     Code.HOURLY_ACTIONS: "max_actions_per_hour_exceeded",
     Code.CALLS_PER_TOOL: "max_calls_per_tool_exceeded",
     Code.DAILY_SPEND: "daily_spend_exceeded",

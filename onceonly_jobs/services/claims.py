@@ -13,6 +13,7 @@ from onceonly_jobs.domain.runs import Claim, JobSpec
 from onceonly_jobs.store import claims as store
 from onceonly_jobs.store import jobs
 from onceonly_jobs.store.claims import Beat, Due, Reaped
+from onceonly_jobs.store.claims import Failure as Failure
 from onceonly_jobs.store.statement import Operation, autocommit
 
 RETENTION_S = 604_800
@@ -71,14 +72,15 @@ def heartbeat(claim: Claim, lease_s: float) -> Operation[Beat | Ending]:
 
 
 @autocommit
-def complete(claim: Claim, result: dict[str, Any], retention_s: int) -> Operation[Ending]:
+def complete(
+    claim: Claim, result: dict[str, Any], retention_s: int, *, cost_usd: float | None = None
+) -> Operation[Ending]:
     """Store the result under the current claim. A repeat after a lost answer finds it stored.
 
-    A result with a `cost_usd` says what the run really cost: its agent's reservation is settled with it.
+    What the run really cost, by cost_usd or the result's own field of that name, settles its reservation.
     """
-    stored = yield from store.complete(
-        claim, result, result_hash(result), retention_s, _actual_micro_usd(result)
-    )
+    actual = _actual_micro_usd(result.get("cost_usd") if cost_usd is None else cost_usd)
+    stored = yield from store.complete(claim, result, result_hash(result), retention_s, actual)
     if stored:
         return Ending.STORED
     return (yield from _refused(claim, "completed", "complete"))
@@ -89,12 +91,26 @@ def fail(
     claim: Claim, error_code: str, message: str | None, retention_s: int, *, dead_lettered: bool = False
 ) -> Operation[Ending]:
     """End the run as failed for good."""
-    stored = yield from store.fail(
-        claim, error_code, message, dead_lettered=dead_lettered, retention_s=retention_s
-    )
+    failure = Failure(error_code=error_code, message=message, dead_lettered=dead_lettered)
+    return (yield from end_as_failed(claim, failure, retention_s))
+
+
+@autocommit
+def end_as_failed(claim: Claim, failure: Failure, retention_s: int) -> Operation[Ending]:
+    """End the run as failed, with all that is to be said of it."""
+    stored = yield from store.fail(claim, failure, retention_s)
     if stored:
         return Ending.STORED
     return (yield from _refused(claim, "failed", "fail"))
+
+
+@autocommit
+def hold_unknown(claim: Claim, message: str, result: dict[str, Any] | None) -> Operation[Ending]:
+    """Keep a call that may have happened and can't be repeated, until somebody settles it."""
+    stored = yield from store.hold_unknown(claim, message, result)
+    if stored:
+        return Ending.STORED
+    return (yield from _refused(claim, "unknown", "hold"))
 
 
 @autocommit
@@ -106,8 +122,7 @@ def retry(claim: Claim, delay_s: float, error_code: str, message: str) -> Operat
     return (yield from _refused(claim, "queued", "retry"))
 
 
-def _actual_micro_usd(result: dict[str, Any]) -> int | None:
-    cost = result.get("cost_usd")
+def _actual_micro_usd(cost: Any) -> int | None:
     if isinstance(cost, int | float) and not isinstance(cost, bool) and 0 <= cost <= governance.MAX_USD:
         return governance.micro_usd(cost)
     return None

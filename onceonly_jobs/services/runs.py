@@ -20,6 +20,9 @@ from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.runs import Taken, Taking
 from onceonly_jobs.store.statement import Operation, autocommit
 
+INTERNAL = "onceonly."
+"""Jobs of such names are not for runs to ask for."""
+
 
 def new_lease_id() -> str:
     """144 random bits: nobody else has it, and nobody can guess it."""
@@ -90,7 +93,7 @@ def pick_job(
     Raises UnknownTask when a name is given that no worker has registered. The default needs no worker yet:
     its runs wait for one.
     """
-    by_name = {spec.name: spec for spec in known}
+    by_name = {spec.name: spec for spec in known if not spec.name.startswith(INTERNAL)}
     if task is not None:
         if task not in by_name:
             raise UnknownTask(task, sorted(by_name))
@@ -146,6 +149,14 @@ def find(tenant_id: str, key: str) -> Operation[Run]:
     if run is None:
         raise NotFound(key)
     return run
+
+
+@autocommit
+def find_by_id(tenant_id: str, run: int) -> Operation[Run]:
+    """A run by its row, whether or not its key still answers for it."""
+    found = yield from runs.find_by_id(tenant_id, run)
+    assert found is not None, "runs in use are not deleted"  # noqa: S101
+    return found
 
 
 @autocommit

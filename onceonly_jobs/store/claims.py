@@ -224,17 +224,30 @@ def complete(
 _FAIL = sa.text(f"""
 WITH done AS (
     UPDATE runs SET state = 'failed', error_code = :error_code, error_message = CAST(:message AS text),
-        dead_lettered = :dead_lettered, {FINISH}
+        dead_lettered = :dead_lettered, result = CAST(:result AS json), repeatable = :repeatable, {FINISH}
     WHERE {_CURRENT}
     RETURNING *
-), {finished("done")}
+), {finished("done", given_back="CAST(:never_made AS boolean)")}
 SELECT id FROM done
 """)
 
 
-def fail(
-    claim: Claim, error_code: str, message: str | None, *, dead_lettered: bool, retention_s: int
-) -> Statement[bool]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """How a run failed for good."""
+
+    error_code: str
+    message: str | None = None
+    dead_lettered: bool = False
+    result: dict[str, Any] | None = None
+    """What there is to show of it all the same."""
+    repeatable: bool = False
+    """The key is free at once: a repeat is a call like the first."""
+    never_made: bool = False
+    """Provably nothing was sent: what was reserved is given back."""
+
+
+def fail(claim: Claim, failure: Failure, retention_s: int) -> Statement[bool]:
     """End the run as failed for good. False when the claim is no longer current."""
     return Statement(
         "claims.fail",
@@ -242,10 +255,39 @@ def fail(
         lambda r: r.first() is not None,
         {
             **_of(claim),
-            "error_code": error_code,
-            "message": message,
-            "dead_lettered": dead_lettered,
+            "error_code": failure.error_code,
+            "message": failure.message,
+            "dead_lettered": failure.dead_lettered,
+            "result": None if failure.result is None else compact_json(failure.result).decode(),
+            "repeatable": failure.repeatable,
+            "never_made": failure.never_made,
             "retention_s": retention_s,
+        },
+    )
+
+
+_HOLD = sa.text(f"""
+WITH held AS (
+    UPDATE runs SET state = 'unknown', version = version + 1, lease_until_at = NULL, publish_at = NULL,
+        error_code = 'outcome_unknown', error_message = CAST(:message AS text), result = CAST(:result AS json)
+    WHERE {_CURRENT}
+    RETURNING *
+), holding AS ({event_row("'outcome_unknown'", "'unknown'", source="held", message="error_message")}
+), {recording("holding")}
+SELECT id FROM held
+""")
+
+
+def hold_unknown(claim: Claim, message: str, result: dict[str, Any] | None) -> Statement[bool]:
+    """Keep a call that may have happened and can't be repeated, until that is settled. Its reservation stays."""
+    return Statement(
+        "claims.hold_unknown",
+        _HOLD,
+        lambda r: r.first() is not None,
+        {
+            **_of(claim),
+            "message": message,
+            "result": None if result is None else compact_json(result).decode(),
         },
     )
 
@@ -308,6 +350,9 @@ def record_refusal(claim: Claim, message: str) -> Statement[None]:
     )
 
 
+# A call that may have been made is sent again only if that can do no harm.
+_REPEATABLE = "coalesce(r.effect, 'idempotent') IN ('read', 'idempotent')"
+
 _REAP = sa.text(f"""
 WITH expired AS (
     SELECT id FROM runs
@@ -316,16 +361,24 @@ WITH expired AS (
 ), requeued AS (
     UPDATE runs r SET state = 'queued', version = version + 1, lease_until_at = NULL, deadline_at = NULL,
         error_code = 'worker_lost', due_at = onceonly_now(), publish_at = onceonly_now()
-    FROM expired WHERE r.id = expired.id AND r.attempt < r.max_attempts
+    FROM expired WHERE r.id = expired.id AND r.attempt < r.max_attempts AND {_REPEATABLE}
     RETURNING r.*
 ), lost AS (
     UPDATE runs r SET state = 'failed', error_code = 'worker_lost', dead_lettered = true,
         error_message = 'the worker''s lease expired on the last attempt', {FINISH}
-    FROM expired WHERE r.id = expired.id AND r.attempt >= r.max_attempts
+    FROM expired WHERE r.id = expired.id AND r.attempt >= r.max_attempts AND {_REPEATABLE}
     RETURNING r.*
-), retried AS ({event_row("'run_retried'", "'queued'", source="requeued", message="'worker lost'")}
+), held AS (
+    UPDATE runs r SET state = 'unknown', version = version + 1, lease_until_at = NULL, publish_at = NULL,
+        error_code = 'outcome_unknown', error_message = 'the worker was lost during the call'
+    FROM expired WHERE r.id = expired.id AND NOT {_REPEATABLE}
+    RETURNING r.*
+), holding AS ({event_row("'outcome_unknown'", "'unknown'", source="held", message="error_message")}
+), {recording("holding")}
+, retried AS ({event_row("'run_retried'", "'queued'", source="requeued", message="'worker lost'")}
 ), {recording("retried")}, {finished("lost")}
 SELECT tenant_id, key, state FROM requeued UNION ALL SELECT tenant_id, key, state FROM lost
+UNION ALL SELECT tenant_id, key, state FROM held
 """)
 
 
@@ -340,7 +393,7 @@ def reap(batch: int, retention_s: int) -> Statement[list[Reaped]]:
     """Take expired claims back: queued again where attempts are left, otherwise failed as dead letters."""
 
     def read(result: sa.CursorResult[Any]) -> list[Reaped]:
-        return [Reaped(row.tenant_id, row.key, row.state == "failed") for row in result]
+        return [Reaped(row.tenant_id, row.key, row.state != "queued") for row in result]
 
     return Statement("claims.reap", _REAP, read, {"batch": batch, "retention_s": retention_s})
 

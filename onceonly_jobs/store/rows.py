@@ -13,14 +13,16 @@ RUN_COLUMNS = """id, key, run_id, owner, state, version, fencing_token, lease_id
     deadline_at, first_seen_at, done_at, result, result_hash, error_code, onceonly_now() AS read_at"""
 
 CLAIM_COLUMNS = """id, tenant_id, key, run_id, job, agent_id, worker_lease_id, fencing_token, attempt,
-    max_attempts, metadata, deadline_at, started_at, decision_id"""
+    max_attempts, metadata, deadline_at, started_at, decision_id, first_seen_at, effect"""
 
 FINISHED = "state IN ('completed', 'failed', 'cancelled')"
 
 RETAINED = f"NOT ({FINISHED} AND retain_until_at <= onceonly_now())"
 
 FINISH = """version = version + 1, done_at = onceonly_now(), publish_at = NULL,
-    retain_until_at = onceonly_now() + make_interval(secs => CAST(:retention_s AS integer))"""
+    retain_until_at = CASE WHEN retention_s IS NULL
+        THEN onceonly_now() + make_interval(secs => CAST(:retention_s AS integer))
+        ELSE greatest(onceonly_now(), first_seen_at + make_interval(secs => retention_s)) END"""
 
 _RUN_FIELDS = (
     "id key run_id version fencing_token lease_id lease_ttl_s lease_until_at deadline_at first_seen_at "
@@ -45,6 +47,8 @@ def to_claim(row: sa.RowMapping) -> Claim:
         metadata=row["metadata"] or {},
         deadline_at=row["deadline_at"],
         claimed_at=row["started_at"],
+        first_seen_at=row["first_seen_at"],
+        effect=row["effect"],
         decision_id=row["decision_id"],
     )
 

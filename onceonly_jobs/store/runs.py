@@ -221,6 +221,14 @@ def find(tenant_id: str, key: str) -> Statement[Run | None]:
     return Statement("runs.find", _FIND, one_or_none(to_run), {"tenant_id": tenant_id, "key": key})
 
 
+_FIND_BY_ID = sa.text(f"SELECT {RUN_COLUMNS} FROM runs WHERE tenant_id = :tenant_id AND id = :id")
+
+
+def find_by_id(tenant_id: str, run: int) -> Statement[Run | None]:
+    """A run by its row, whether or not its key still answers for it."""
+    return Statement("runs.find_by_id", _FIND_BY_ID, one_or_none(to_run), {"tenant_id": tenant_id, "id": run})
+
+
 _WOULD_ACQUIRE = sa.text(f"""
 SELECT NOT EXISTS (
     SELECT FROM runs r WHERE r.tenant_id = :tenant_id AND r.key = :key AND NOT {FREE}

@@ -19,14 +19,14 @@ class Forbidden(Exception):
     """A host that a tenant's request may not reach."""
 
 
-def public_address(host: str, port: int) -> str:
-    """An address of the host, all of whose addresses are public.
+def public_address(host: str, port: int, allowed: Allowed = PUBLIC_ONLY) -> str:
+    """An address of the host, each of whose addresses is public or allowed.
 
     The request has to go to this very address: a name may resolve to another one a moment later.
     Raises Fail for a host of this network, Retry when the name can't be resolved now.
     """
     try:
-        return addresses_of(host, port)[0]
+        return addresses_of(host, port, allowed)[0]
     except Forbidden as error:
         raise Fail("forbidden_target", str(error)) from None
     except OSError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 from onceonly_jobs.domain.fingerprint import compact_json, storable
@@ -65,7 +64,7 @@ def _usd(told: Any) -> float | None:
         cost = float(told)
     except (TypeError, ValueError, OverflowError):
         return None
-    return cost if math.isfinite(cost) and 0 <= cost <= MAX_USD else None
+    return cost if 0 <= cost <= MAX_USD else None
 
 
 def _parsed(body: bytes) -> Any:

@@ -67,6 +67,7 @@ CLAIM = Claim(
     metadata={},
     deadline_at=datetime(2026, 1, 1, tzinfo=UTC),
     claimed_at=datetime(2026, 1, 1, tzinfo=UTC),
+    first_seen_at=datetime(2026, 1, 1, tzinfo=UTC),
 )
 TAKING = Taking(
     tenant_id="t2", key="k7", owner=Owner.SERVER, lease_id="l", ttl_s=60, run_id="k7", job="echo", queue="q"

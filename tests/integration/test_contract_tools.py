@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from fastapi.testclient import TestClient
 from onceonly import ApiError, OnceOnly, UnauthorizedError
 
 from onceonly_jobs.api.app import create_app
 from onceonly_jobs.config import Settings
 from onceonly_jobs.domain.plans import Plan
-from onceonly_jobs.store.database import Database
-from tests.conftest import Account, make_account
+from tests.conftest import Account
 
+if TYPE_CHECKING:
+    from tests.integration.conftest import Api, App
+
+SERVER_KEY = "a key of the server"
+BASE_URL = "http://test/v1"
 SECRET = "whsec_0123456789key"
 SEND: dict[str, Any] = {
     "name": "send_email",
@@ -31,31 +34,47 @@ SEND: dict[str, Any] = {
 }
 
 
+class InProcess(httpx.BaseTransport):
+    """Carries requests to the application of this process, from any thread."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        answer = self._app.request(
+            request.method, str(request.url), headers=request.headers, content=request.read()
+        )
+        return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
+
+
+class Client(httpx.Client):
+    """The application as one API key sees it. Paths are below /v1."""
+
+    def __init__(self, api: Api) -> None:
+        headers = {"Authorization": f"Bearer {api.api_key}"}
+        super().__init__(transport=InProcess(api.app), base_url=BASE_URL, headers=headers)
+        self.sdk = OnceOnly(api.api_key, BASE_URL, transport=InProcess(api.app))
+
+
+Connect = Callable[..., Client]
+
+
 @pytest.fixture
-def serve(settings: Settings) -> Iterator[Callable[..., TestClient]]:
-    """Starts the application: a client of one API key."""
-    with ExitStack() as running:
+def connect(serve: Callable[..., Api]) -> Connect:
+    """Makes a tenant of a plan, at a server with a key for secrets."""
 
-        def start(own: Account, secret_key: str | None = "a key of the server") -> TestClient:
-            app = create_app(settings.model_copy(update={"secret_key": secret_key}))
-            return running.enter_context(
-                TestClient(
-                    app,
-                    base_url="http://test/v1",
-                    headers={"Authorization": f"Bearer {own.api_key}"},
-                    raise_server_exceptions=False,
-                )
-            )
+    def new(plan: Plan = Plan.AGENCY, secret_key: str | None = SERVER_KEY) -> Client:
+        return Client(serve(plan, secret_key=secret_key))
 
-        yield start
+    return new
 
 
 @pytest.fixture
-def api(serve: Callable[..., TestClient], own: Account) -> TestClient:
-    return serve(own)
+def api(connect: Connect) -> Client:
+    return connect()
 
 
-def put(api: TestClient, **changed: Any) -> httpx.Response:
+def put(api: Client, **changed: Any) -> httpx.Response:
     body = {name: value for name, value in (SEND | changed).items() if value is not ...}
     return api.post("/tools", content=json.dumps(body))
 
@@ -66,7 +85,7 @@ def wrong(answer: httpx.Response) -> list[Any]:
     return [error["loc"] for error in answer.json()["detail"]]
 
 
-def test_a_registered_tool_is_answered_with_200_and_without_its_secret(api: TestClient) -> None:
+def test_a_registered_tool_is_answered_with_200_and_without_its_secret(api: Client) -> None:
     answer = put(api)
     assert answer.status_code == 200
     shown = answer.json()
@@ -87,7 +106,7 @@ def test_a_registered_tool_is_answered_with_200_and_without_its_secret(api: Test
     }
 
 
-def test_a_tool_is_read_listed_switched_and_removed_in_its_scope(api: TestClient) -> None:
+def test_a_tool_is_read_listed_switched_and_removed_in_its_scope(api: Client) -> None:
     put(api)
     own = put(api, scope_id="agent:bot 1/x", effect="read").json()
     scope = {"scope_id": "agent:bot 1/x"}
@@ -102,7 +121,7 @@ def test_a_tool_is_read_listed_switched_and_removed_in_its_scope(api: TestClient
     assert [tool["scope_id"] for tool in api.get("/tools").json()] == ["global"]
 
 
-def test_a_tool_that_is_not_there_is_a_404(api: TestClient) -> None:
+def test_a_tool_that_is_not_there_is_a_404(api: Client) -> None:
     put(api, scope_id="agent:bot")
     for answer in (
         api.get("/tools/send_email"),
@@ -118,11 +137,11 @@ def test_a_tool_that_is_not_there_is_a_404(api: TestClient) -> None:
         )
 
 
-def test_a_replayed_registration_answers_the_same(api: TestClient) -> None:
+def test_a_replayed_registration_answers_the_same(api: Client) -> None:
     assert put(api).json() == put(api).json()
 
 
-def test_a_rotation_shows_a_new_id_and_mask(api: TestClient) -> None:
+def test_a_rotation_shows_a_new_id_and_mask(api: Client) -> None:
     first = put(api).json()
     second = put(api, auth={"type": "hmac_sha256", "secret": "another-secret-xyz"}).json()
     assert second["secret_id"] != first["secret_id"]
@@ -131,7 +150,7 @@ def test_a_rotation_shows_a_new_id_and_mask(api: TestClient) -> None:
     assert kept == second
 
 
-def test_absent_and_null_leave_a_setting_as_it_is(api: TestClient) -> None:
+def test_absent_and_null_leave_a_setting_as_it_is(api: Client) -> None:
     first = put(api, timeout_ms=300, max_retries=0, enabled=False, effect="irreversible").json()
     names = ("timeout_ms", "max_retries", "enabled", "description", "effect", "scope_id")
     assert put(api, **dict.fromkeys(names, ...)).json() == first
@@ -227,7 +246,7 @@ def test_absent_and_null_leave_a_setting_as_it_is(api: TestClient) -> None:
         ("effect", ["", "Read", "safe", 1]),
     ],
 )
-def test_a_field_out_of_bounds_is_a_422_that_names_it(api: TestClient, field: str, values: list[Any]) -> None:
+def test_a_field_out_of_bounds_is_a_422_that_names_it(api: Client, field: str, values: list[Any]) -> None:
     for value in values:
         answer = put(api, **{field: value})
         if answer.status_code == 422 and answer.json()["detail"][0]["type"] == "json_invalid":
@@ -268,7 +287,7 @@ def test_a_field_out_of_bounds_is_a_422_that_names_it(api: TestClient, field: st
         ("effect", ["read", "idempotent", "irreversible"]),
     ],
 )
-def test_a_field_at_its_bounds_is_taken_as_it_is(api: TestClient, field: str, values: list[Any]) -> None:
+def test_a_field_at_its_bounds_is_taken_as_it_is(api: Client, field: str, values: list[Any]) -> None:
     for value in values:
         answer = put(api, **{field: value})
         assert answer.status_code == 200, (value, answer.text)
@@ -276,11 +295,11 @@ def test_a_field_at_its_bounds_is_taken_as_it_is(api: TestClient, field: str, va
             assert answer.json()[field] == value
 
 
-def test_unknown_fields_are_ignored(api: TestClient) -> None:
+def test_unknown_fields_are_ignored(api: Client) -> None:
     assert put(api, colour="red", auth={"type": "hmac_sha256", "secret": SECRET, "x": 1}).status_code == 200
 
 
-def test_a_reconcilable_tool_and_no_other_has_a_confirm_url(api: TestClient) -> None:
+def test_a_reconcilable_tool_and_no_other_has_a_confirm_url(api: Client) -> None:
     confirm = "https://api.example.com/happened"
     assert wrong(put(api, effect="reconcilable")) == [["body"]]
     for effect in ("read", "idempotent", "irreversible", ...):
@@ -290,7 +309,7 @@ def test_a_reconcilable_tool_and_no_other_has_a_confirm_url(api: TestClient) -> 
     assert (shown["effect"], shown["confirm_url"]) == ("reconcilable", confirm)
 
 
-def test_a_refused_body_is_never_shown_back(api: TestClient) -> None:
+def test_a_refused_body_is_never_shown_back(api: Client) -> None:
     """What is refused may hold the secret, at its place or at a wrong one."""
     hidden = "my-very-own-secret"
     bodies: list[Any] = [
@@ -317,7 +336,7 @@ def test_a_refused_body_is_never_shown_back(api: TestClient) -> None:
     assert hidden not in broken.text
 
 
-def test_no_answer_and_no_event_has_the_secret(api: TestClient) -> None:
+def test_no_answer_and_no_event_has_the_secret(api: Client) -> None:
     answers = [
         put(api),
         put(api, auth={"type": "hmac_sha256"}),
@@ -339,7 +358,7 @@ def test_no_answer_and_no_event_has_the_secret(api: TestClient) -> None:
     assert all(event["data"]["actor"] for event in answers[-1].json())
 
 
-def test_scopes_names_and_switches_of_a_request_are_checked(api: TestClient) -> None:
+def test_scopes_names_and_switches_of_a_request_are_checked(api: Client) -> None:
     put(api)
     for path in ("/tools", "/tools/send_email"):
         assert wrong(api.get(path, params={"scope_id": "team"})) == [["query", "scope_id"]]
@@ -352,8 +371,8 @@ def test_scopes_names_and_switches_of_a_request_are_checked(api: TestClient) -> 
 
 
 @pytest.mark.parametrize("plan", [Plan.FREE, Plan.STARTER])
-def test_a_plan_without_tools_is_a_403(serve: Callable[..., TestClient], db: Database, plan: Plan) -> None:
-    api = serve(make_account(db, "small", plan))
+def test_a_plan_without_tools_is_a_403(connect: Connect, plan: Plan) -> None:
+    api = connect(plan)
     for answer in (
         put(api),
         api.get("/tools"),
@@ -370,8 +389,8 @@ def test_a_plan_without_tools_is_a_403(serve: Callable[..., TestClient], db: Dat
         }
 
 
-def test_a_full_plan_is_a_403(serve: Callable[..., TestClient], db: Database) -> None:
-    api = serve(make_account(db, "mid", Plan.PRO))
+def test_a_full_plan_is_a_403(connect: Connect) -> None:
+    api = connect(Plan.PRO)
     for n in range(10):
         assert put(api, name=f"tool{n}").status_code == 200
     full = put(api)
@@ -381,10 +400,8 @@ def test_a_full_plan_is_a_403(serve: Callable[..., TestClient], db: Database) ->
     assert put(api).status_code == 200
 
 
-def test_a_server_without_a_key_says_which_setting_it_lacks(
-    serve: Callable[..., TestClient], own: Account
-) -> None:
-    api = serve(own, secret_key=None)
+def test_a_server_without_a_key_says_which_setting_it_lacks(connect: Connect) -> None:
+    api = connect(secret_key=None)
     refused = put(api)
     assert refused.status_code == 400
     detail = refused.json()["detail"]
@@ -393,7 +410,7 @@ def test_a_server_without_a_key_says_which_setting_it_lacks(
     assert api.get("/tools").json() == []
 
 
-def test_the_registry_is_not_metered(api: TestClient) -> None:
+def test_the_registry_is_not_metered(api: Client) -> None:
     before = api.get("/usage/all").json()
     put(api)
     api.get("/tools")
@@ -401,10 +418,8 @@ def test_the_registry_is_not_metered(api: TestClient) -> None:
     assert api.get("/usage/all").json() == before
 
 
-def test_a_key_of_another_tenant_sees_nothing(
-    serve: Callable[..., TestClient], db: Database, own: Account
-) -> None:
-    mine, other = serve(own), serve(make_account(db, "other"))
+def test_a_key_of_another_tenant_sees_nothing(connect: Connect) -> None:
+    mine, other = connect(), connect()
     put(mine)
     assert other.get("/tools").json() == []
     assert other.get("/tools/send_email").status_code == 404
@@ -412,12 +427,8 @@ def test_a_key_of_another_tenant_sees_nothing(
     assert mine.get("/tools/send_email").status_code == 200
 
 
-def sdk(api: TestClient, own: Account) -> OnceOnly:
-    return OnceOnly(own.api_key, "http://test/v1", transport=api._transport)
-
-
-def test_the_published_sdk_manages_tools(api: TestClient, own: Account) -> None:
-    gov = sdk(api, own).gov
+def test_the_published_sdk_manages_tools(api: Client) -> None:
+    gov = api.sdk.gov
     created = gov.create_tool(SEND)
     assert (created["name"], created["has_secret"], created["secret_mask"]) == ("send_email", True, "***key")
     scoped = gov.create_tool(SEND | {"scope_id": "agent:bot"})
@@ -432,29 +443,28 @@ def test_the_published_sdk_manages_tools(api: TestClient, own: Account) -> None:
     assert (missing.value.status_code, missing.value.detail["error"]) == (404, "tool_not_found")
 
 
-def test_the_published_sdk_understands_refusals(serve: Callable[..., TestClient], db: Database) -> None:
-    free, pro = make_account(db, "small", Plan.FREE), make_account(db, "mid", Plan.PRO)
+def test_the_published_sdk_understands_refusals(connect: Connect) -> None:
     with pytest.raises(ApiError) as gated:
-        sdk(serve(free), free).gov.create_tool(SEND)
+        connect(Plan.FREE).sdk.gov.create_tool(SEND)
     assert (gated.value.status_code, gated.value.detail["error"]) == (403, "feature_not_available")
-    gov = sdk(serve(pro), pro).gov
+    gov = connect(Plan.PRO).sdk.gov
     for n in range(10):
         gov.create_tool(SEND | {"name": f"tool{n}"})
     with pytest.raises(UnauthorizedError, match="plan_limit"):
         gov.create_tool(SEND)
 
 
-def test_the_published_sdk_manages_tools_without_blocking(api: TestClient, own: Account) -> None:
+def test_the_published_sdk_manages_tools_without_blocking(settings: Settings, own: Account) -> None:
     async def manage() -> None:
-        transport = httpx.ASGITransport(api.app)
-        client = OnceOnly(own.api_key, "http://test/v1", async_transport=transport)
+        app = create_app(settings.model_copy(update={"secret_key": SERVER_KEY}))
+        client = OnceOnly(own.api_key, BASE_URL, async_transport=httpx.ASGITransport(app))
         gov = client.gov
-        created = await gov.create_tool_async(SEND)
-        assert await gov.list_tools_async() == [created]
-        assert await gov.get_tool_async("send_email") == created
-        assert (await gov.toggle_tool_async("send_email", enabled=False))["enabled"] is False
-        assert await gov.delete_tool_async("send_email") == {"ok": True, "deleted": "send_email"}
-        await client.aclose()
+        async with app.router.lifespan_context(app):
+            created = await gov.create_tool_async(SEND)
+            assert await gov.list_tools_async() == [created]
+            assert await gov.get_tool_async("send_email") == created
+            assert (await gov.toggle_tool_async("send_email", enabled=False))["enabled"] is False
+            assert await gov.delete_tool_async("send_email") == {"ok": True, "deleted": "send_email"}
+            await client.aclose()
 
-    assert api.portal is not None
-    api.portal.call(manage)
+    asyncio.run(manage())

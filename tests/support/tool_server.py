@@ -105,6 +105,14 @@ def drip(code: int = 200, every_s: float = 0.05, pieces: int = 200) -> Behaviour
     return behave
 
 
+def endless(handler: Handler) -> None:
+    """An answer whose body never ends, and comes fast."""
+    handler.close_connection = True
+    handler.head(200, {"Content-Type": "text/plain"})
+    while True:
+        handler.wfile.write(b"x" * 65_536)
+
+
 def drip_head(every_s: float = 0.05, lines: int = 200) -> Behaviour:
     """An answer whose headers come one at a time."""
 

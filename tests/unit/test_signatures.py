@@ -66,7 +66,7 @@ def test_a_signed_request_is_verified_whatever_the_case_of_its_headers(off_s: in
 
 
 @pytest.mark.parametrize("name", sorted(sign(SECRET, BODY, NOW, "msg_1")))
-@pytest.mark.parametrize("value", [None, "", "x", "é\udcff", "-1", "1705322401", "٣", "9" * 400])
+@pytest.mark.parametrize("value", [None, "", "x", "é\udcff", "-1", "1705322401", "٣", "²", "9" * 400])
 def test_no_header_of_a_signed_request_can_be_missing_or_changed(name: str, value: str | None) -> None:
     headers = sign(SECRET, BODY, NOW, "msg_1")
     changed = (
