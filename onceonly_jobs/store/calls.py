@@ -109,7 +109,10 @@ WITH standing AS MATERIALIZED ({_VERDICT}
         owner = 'server', state = 'queued', run_id = excluded.run_id, agent_id = excluded.agent_id,
         metadata = excluded.metadata, lease_id = excluded.lease_id, lease_ttl_s = excluded.lease_ttl_s,
         job = excluded.job, tool = excluded.tool, queue = excluded.queue, max_attempts = excluded.max_attempts,
-        due_at = excluded.due_at, publish_at = excluded.publish_at, first_seen_at = excluded.first_seen_at,
+        due_at = excluded.due_at, publish_at = excluded.publish_at,
+        -- A repeat of a call that failed is the same call to the tool: its idempotency key is made from this.
+        first_seen_at = CASE WHEN r.repeatable AND r.retain_until_at > onceonly_now()
+            THEN r.first_seen_at ELSE excluded.first_seen_at END,
         decision_id = excluded.decision_id, reserved_micro_usd = excluded.reserved_micro_usd,
         reserved_at = excluded.reserved_at, effect = excluded.effect, retention_s = excluded.retention_s,
         version = r.version + 1, attempt = 0, publications = 0, dead_lettered = false, repeatable = false,
