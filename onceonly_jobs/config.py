@@ -105,8 +105,16 @@ class Settings(BaseSettings):
     )
     llm_api_key: str | None = Field(None, description="Key for that endpoint.")
     llm_model: str = Field("gpt-4o-mini", description="Model where the run's metadata names none.")
-    http_allow_private: bool = Field(
-        False, description="Whether the `http_request` job may reach loopback and private addresses."
+    tool_allow: str = Field(
+        "",
+        description="Networks that tools and the `http_request` job may reach beside the public internet: a comma list "
+        "of `loopback`, `private` and CIDRs.",
+    )
+    tool_patience_s: float = Field(
+        30,
+        ge=0,
+        le=300,
+        description="How long a tool call is waited for before its answer is 409 `in_progress`.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Log level.")
 

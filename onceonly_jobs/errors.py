@@ -3,6 +3,7 @@
 OnceOnlyError
 ├── ConfigError                      a setting or the machine is wrong; shown in one line, exit 2
 ├── EnqueueError                     Jobs.enqueue was refused before anything was stored
+├── SecretUnreadable                 a stored secret can't be decrypted here
 └── Refusal                          answered to the caller as {"detail": ...}
     ├── MissingToken       401       no Bearer token
     ├── InvalidApiKey      401       unknown key
@@ -11,7 +12,9 @@ OnceOnlyError
     ├── UnknownTask        400       no worker has registered a job of that name
     ├── Unsupported        400       understood, but not offered by this server
     ├── NotFound           404
-    ├── ToolNotFound       404
+    ├── TooManyTools       403       the plan has no room for another tool
+    ├── ToolNotFound       404       no such tool for an agent
+    ├── ToolNotRegistered  404       no such tool in a scope
     ├── LeaseConflict      409       lost, expired or finished lease
     ├── FingerprintMismatch 409      the key was used for another request
     ├── DuplicateBlocked   409       check-lock duplicates, where configured so
@@ -38,6 +41,10 @@ class ConfigError(OnceOnlyError):
 
 class EnqueueError(OnceOnlyError):
     """`Jobs.enqueue` was asked for something that can't be stored. Nothing was."""
+
+
+class SecretUnreadable(OnceOnlyError):
+    """A stored secret can't be decrypted. Says why, and nothing of the secret."""
 
 
 class Refusal(OnceOnlyError):
@@ -119,6 +126,69 @@ class NotFound(Refusal):
         super().__init__({"error": "not_found", "message": "no run or lease under this key", "key": key})
 
 
+class BudgetExceeded(Refusal):
+    """A limit of the agent's policy refuses the call. The detail says which, how much is used, and until when."""
+
+    status = 402
+
+    def __init__(self, detail: dict[str, Any]) -> None:
+        super().__init__(detail)
+
+
+class CallInProgress(Refusal):
+    """The tool is still at work. The call goes on; repeating it attaches to it."""
+
+    status = 409
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            {
+                "error": "in_progress",
+                "message": "the tool is still at work; ask /ai/result for this key, or repeat the call",
+                "key": key,
+                "retry_after_sec": 1,
+            }
+        )
+
+
+class FeatureNotAvailable(Refusal):
+    """The tenant's plan does not have this feature, or this field of a policy."""
+
+    status = 403
+
+    def __init__(self, feature: str, plan: str) -> None:
+        super().__init__(
+            {
+                "error": "feature_not_available",
+                "message": "upgrade required",
+                "feature": feature,
+                "plan": plan,
+            }
+        )
+
+
+class PolicyNotFound(Refusal):
+    status = 404
+
+    def __init__(self, agent_id: str) -> None:
+        super().__init__(
+            {"error": "policy_not_found", "message": "this agent has no policy", "agent_id": agent_id}
+        )
+
+
+class AgentNotFound(Refusal):
+    status = 404
+
+    def __init__(self, agent_id: str) -> None:
+        super().__init__(
+            {
+                "error": "agent_not_found",
+                "message": "this agent has neither a policy nor any activity",
+                "agent_id": agent_id,
+            }
+        )
+
+
 class ToolNotFound(Refusal):
     status = 404
 
@@ -131,6 +201,29 @@ class ToolNotFound(Refusal):
                 "agent_id": agent_id,
             }
         )
+
+
+class ToolNotRegistered(Refusal):
+    status = 404
+
+    def __init__(self, tool: str, scope_id: str) -> None:
+        super().__init__(
+            {
+                "error": "tool_not_found",
+                "message": f"no tool named {tool!r} is registered in this scope",
+                "tool": tool,
+                "scope_id": scope_id,
+            }
+        )
+
+
+class TooManyTools(Refusal):
+    """The tenant's plan has no room for another tool."""
+
+    status = 403
+
+    def __init__(self, plan: str, most: int) -> None:
+        super().__init__({"error": "plan_limit", "message": f"{plan.upper()} plan limit: max {most} tools"})
 
 
 ConflictReason = Literal["not_owner", "expired", "finished"]

@@ -119,13 +119,13 @@ class Jobs:
             if known is None:
                 known = on(connection, self._look_up())
             taking = _taking(known, request, publish_grace_s=0)
-            take = runs.taking_operation(known.caller.plan)
+            take = runs.taking_operation(known.caller, taking)
             return _answer(on(connection, take(known.caller, taking)))
         known = self._remembered(job)
         if known is None:
             known = self._database.run(self._look_up)
         taking = _taking(known, request, self._settings.publish_grace_s)
-        taken = self._database.run(runs.taking_operation(known.caller.plan), known.caller, taking)
+        taken = self._database.run(runs.taking_operation(known.caller, taking), known.caller, taking)
         answer = _answer(taken)
         due = _due_now(taking, taken)
         if due is not None and self._direct is not None:
@@ -162,13 +162,13 @@ class Jobs:
             if known is None:
                 known = await aon(connection, self._look_up())
             taking = _taking(known, request, publish_grace_s=0)
-            take = runs.taking_operation(known.caller.plan)
+            take = runs.taking_operation(known.caller, taking)
             return _answer(await aon(connection, take(known.caller, taking)))
         known = self._remembered(job)
         if known is None:
             known = await self._database.arun(self._look_up)
         taking = _taking(known, request, self._settings.publish_grace_s)
-        taken = await self._database.arun(runs.taking_operation(known.caller.plan), known.caller, taking)
+        taken = await self._database.arun(runs.taking_operation(known.caller, taking), known.caller, taking)
         answer = _answer(taken)
         due = _due_now(taking, taken)
         if due is not None and self._direct is not None:

@@ -84,7 +84,7 @@ def status(run: Run) -> JSONResponse:
         "first_seen_at": utc_iso(run.first_seen_at),
         "done_at": utc_iso(run.done_at),
         "result_hash": run.result_hash,
-        "error_code": run.error_code if wire == "failed" else None,
+        "error_code": run.error_code if wire == "failed" or run.state is RunState.UNKNOWN else None,
         "retry_after_sec": run.retry_after_s(),
     }
     return JSONResponse(body)

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from onceonly_jobs.api.state import State
 from onceonly_jobs.domain.runs import Run
+from onceonly_jobs.domain.states import RunState
 from onceonly_jobs.services import runs
 
 REREAD_S = 1.0
@@ -29,3 +30,18 @@ async def read_or_wait(state: State, tenant_id: str, key: str, wait_s: float) ->
             finished.clear()
             run = await state.db.arun(runs.find, tenant_id, key)
     return run
+
+
+async def wait_until_settled(state: State, tenant_id: str, run: Run, wait_s: float) -> Run:
+    """The run as it is once it is finished or held as unknown, or as it is after wait_s seconds."""
+    clock = asyncio.get_running_loop().time
+    end = clock() + wait_s
+    async with state.hints.waiting(tenant_id, run.key) as finished:
+        while True:
+            run = await state.db.arun(runs.find_by_id, tenant_id, run.id)
+            left = end - clock()
+            if run.finished or run.state is RunState.UNKNOWN or left <= 0:
+                return run
+            with suppress(TimeoutError):
+                await asyncio.wait_for(finished.wait(), min(REREAD_S, left))
+            finished.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -17,8 +17,19 @@ from onceonly_jobs.contracts.fields import (
     example,
     usable,
 )
+from onceonly_jobs.domain.governance import MAX_USD
 
 Name = Annotated[Text, Field(min_length=1, max_length=256)]
+
+
+def _priced(metadata: dict[str, Any]) -> dict[str, Any]:
+    """metadata.spend_usd, where given, must be an amount of money."""
+    spend = metadata.get("spend_usd")
+    if spend is None:
+        return metadata
+    if isinstance(spend, bool) or not isinstance(spend, int | float) or not 0 <= spend <= MAX_USD:
+        raise ValueError(f"metadata.spend_usd must be a number from 0 to {MAX_USD:.0f}")
+    return metadata
 
 
 class RunRequest(Wire):
@@ -28,7 +39,10 @@ class RunRequest(Wire):
 
     key: Key | None = None
     ttl: Ttl | None = None
-    metadata: Annotated[Metadata, AfterValidator(usable("run_id", "agent_id", "task"))] | None = None
+    metadata: (
+        Annotated[Metadata, AfterValidator(usable("run_id", "agent_id", "task")), AfterValidator(_priced)]
+        | None
+    ) = None
     fingerprint: Fingerprint | None = None
     agent_id: Name | None = None
     tool: Name | None = None

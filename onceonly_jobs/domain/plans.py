@@ -32,6 +32,8 @@ class PlanLimits:
     max_ttl_s: int
     hard_stop: bool
     """Whether a used-up quota refuses (True) or only notifies."""
+    tools: int
+    """How many tools may be registered, over all scopes."""
 
     def quota(self, kind: Kind) -> int:
         return self.make_per_month if kind is Kind.MAKE else self.ai_per_month
@@ -44,8 +46,30 @@ class PlanLimits:
 
 
 LIMITS: dict[Plan, PlanLimits] = {
-    Plan.FREE: PlanLimits(1_000, 3_000, 60, 3_600, hard_stop=True),
-    Plan.STARTER: PlanLimits(20_000, 100_000, 3_600, 86_400, hard_stop=False),
-    Plan.PRO: PlanLimits(200_000, 1_000_000, 21_600, 604_800, hard_stop=False),
-    Plan.AGENCY: PlanLimits(2_000_000, 10_000_000, 86_400, 2_592_000, hard_stop=False),
+    Plan.FREE: PlanLimits(1_000, 3_000, 60, 3_600, hard_stop=True, tools=0),
+    Plan.STARTER: PlanLimits(20_000, 100_000, 3_600, 86_400, hard_stop=False, tools=0),
+    Plan.PRO: PlanLimits(200_000, 1_000_000, 21_600, 604_800, hard_stop=False, tools=10),
+    Plan.AGENCY: PlanLimits(2_000_000, 10_000_000, 86_400, 2_592_000, hard_stop=False, tools=500),
+}
+
+
+class Feature(StrEnum):
+    """What a plan may lack. A field of a policy is a feature of its own."""
+
+    POLICIES = "policies"
+    ALLOWED_TOOLS = "allowed_tools"
+    KILL_SWITCH = "kill_switch"
+    AUDIT = "audit"
+    """an agent's log and metrics"""
+    TOOLS = "tools"
+    """the registry of tools"""
+
+
+_GOVERNED = frozenset({Feature.POLICIES, Feature.AUDIT, Feature.TOOLS})
+
+FEATURES: dict[Plan, frozenset[Feature]] = {
+    Plan.FREE: frozenset(),
+    Plan.STARTER: frozenset(),
+    Plan.PRO: _GOVERNED,
+    Plan.AGENCY: frozenset(Feature),
 }

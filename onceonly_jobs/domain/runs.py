@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from onceonly_jobs.domain.effects import Effect
 from onceonly_jobs.domain.states import Owner, RunState
 
 FAST_POLL_WINDOW = timedelta(seconds=10)
@@ -74,8 +75,17 @@ class Claim:
     metadata: dict[str, Any]
     deadline_at: datetime
     claimed_at: datetime
+    first_seen_at: datetime
     decision_id: int | None
     """The decision that let the run in: one per taking of the key, the same in every attempt."""
+
+    effect: str | None = None
+    """A tool call's effect class; None for a job, which is to be safe to repeat."""
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether a start that may have done something can be followed by another one."""
+        return self.effect is None or Effect(self.effect).repeatable
 
     @property
     def attempts_left(self) -> bool:

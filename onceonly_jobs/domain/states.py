@@ -14,6 +14,8 @@ class RunState(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     """given up without an outcome; readers see `failed` with the code `cancelled`"""
+    UNKNOWN = "unknown"
+    """a call that may have happened and can't be repeated: held until that is settled"""
 
 
 class Owner(StrEnum):
@@ -26,10 +28,18 @@ class Owner(StrEnum):
 
 
 MOVES: dict[RunState, frozenset[RunState]] = {
-    RunState.QUEUED: frozenset({RunState.IN_PROGRESS, RunState.CANCELLED}),
+    RunState.QUEUED: frozenset({RunState.IN_PROGRESS, RunState.FAILED, RunState.CANCELLED}),
     RunState.IN_PROGRESS: frozenset(
-        {RunState.QUEUED, RunState.IN_PROGRESS, RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED}
+        {
+            RunState.QUEUED,
+            RunState.IN_PROGRESS,
+            RunState.COMPLETED,
+            RunState.FAILED,
+            RunState.CANCELLED,
+            RunState.UNKNOWN,
+        }
     ),
+    RunState.UNKNOWN: frozenset({RunState.COMPLETED, RunState.FAILED}),
     RunState.COMPLETED: frozenset({RunState.QUEUED, RunState.IN_PROGRESS}),
     RunState.FAILED: frozenset({RunState.QUEUED, RunState.IN_PROGRESS}),
     RunState.CANCELLED: frozenset({RunState.QUEUED, RunState.IN_PROGRESS}),

@@ -14,6 +14,8 @@ from onceonly_jobs.local.embedded import EmbeddedServer
 from onceonly_jobs.local.leftovers import MARK
 from onceonly_jobs.local.ports import LOOPBACK
 
+LOCAL_TOOLS = "loopback"
+"""Whoever tries this out has the tools on the same machine."""
 READY_FILE = "ONCEONLY_READY_FILE"
 
 # What is said at each start and end, and means nothing.
@@ -122,6 +124,7 @@ def _environment(settings: Settings, data_dir: Path) -> dict[str, str]:
         "ONCEONLY_MIGRATION_DATABASE_URL": "",  # the owner's rights are for `migrate` alone
         "ONCEONLY_BROKER_URL": settings.broker_url or "",
         "ONCEONLY_SECRET_KEY": settings.secret_key or "",
+        "ONCEONLY_TOOL_ALLOW": settings.tool_allow or LOCAL_TOOLS,
         "PYTHONUNBUFFERED": "1",
         MARK: str(data_dir),
     }

@@ -7,12 +7,16 @@ from collections.abc import Iterable
 from enum import Enum, auto
 from typing import Any
 
+from onceonly_jobs.domain import governance
 from onceonly_jobs.domain.fingerprint import result_hash
 from onceonly_jobs.domain.runs import Claim, JobSpec
 from onceonly_jobs.store import claims as store
 from onceonly_jobs.store import jobs
 from onceonly_jobs.store.claims import Beat, Due, Reaped
+from onceonly_jobs.store.claims import Failure as Failure
 from onceonly_jobs.store.statement import Operation, autocommit
+
+RETENTION_S = 604_800
 
 
 class Ending(Enum):
@@ -42,13 +46,16 @@ def claim(
     *,
     lease_id: str | None = None,
     repeated: bool = False,
+    retention_s: int = RETENTION_S,
 ) -> Operation[Claim | None]:
     """Claim a run under a new lease id and the next fencing token; None when there is nothing to do.
 
     repeated: an earlier call with this lease id got no answer, and may have claimed the run.
     """
     lease_id = lease_id or new_lease_id()
-    claim = yield from store.claim(run, job, lease_id, lease_s, time_limit_s)
+    claim = yield from store.claim(
+        run, job, lease_id, lease_s, time_limit_s, retention_s, governance.risk_level(job)
+    )
     if claim is None and repeated:
         claim = yield from store.claimed(run, lease_id)
     return claim
@@ -65,9 +72,15 @@ def heartbeat(claim: Claim, lease_s: float) -> Operation[Beat | Ending]:
 
 
 @autocommit
-def complete(claim: Claim, result: dict[str, Any], retention_s: int) -> Operation[Ending]:
-    """Store the result under the current claim. A repeat after a lost answer finds it stored."""
-    stored = yield from store.complete(claim, result, result_hash(result), retention_s)
+def complete(
+    claim: Claim, result: dict[str, Any], retention_s: int, *, cost_usd: float | None = None
+) -> Operation[Ending]:
+    """Store the result under the current claim. A repeat after a lost answer finds it stored.
+
+    What the run really cost, by cost_usd or the result's own field of that name, settles its reservation.
+    """
+    actual = _actual_micro_usd(result.get("cost_usd") if cost_usd is None else cost_usd)
+    stored = yield from store.complete(claim, result, result_hash(result), retention_s, actual)
     if stored:
         return Ending.STORED
     return (yield from _refused(claim, "completed", "complete"))
@@ -78,12 +91,26 @@ def fail(
     claim: Claim, error_code: str, message: str | None, retention_s: int, *, dead_lettered: bool = False
 ) -> Operation[Ending]:
     """End the run as failed for good."""
-    stored = yield from store.fail(
-        claim, error_code, message, dead_lettered=dead_lettered, retention_s=retention_s
-    )
+    failure = Failure(error_code=error_code, message=message, dead_lettered=dead_lettered)
+    return (yield from end_as_failed(claim, failure, retention_s))
+
+
+@autocommit
+def end_as_failed(claim: Claim, failure: Failure, retention_s: int) -> Operation[Ending]:
+    """End the run as failed, with all that is to be said of it."""
+    stored = yield from store.fail(claim, failure, retention_s)
     if stored:
         return Ending.STORED
     return (yield from _refused(claim, "failed", "fail"))
+
+
+@autocommit
+def hold_unknown(claim: Claim, message: str, result: dict[str, Any] | None) -> Operation[Ending]:
+    """Keep a call that may have happened and can't be repeated, until somebody settles it."""
+    stored = yield from store.hold_unknown(claim, message, result)
+    if stored:
+        return Ending.STORED
+    return (yield from _refused(claim, "unknown", "hold"))
 
 
 @autocommit
@@ -93,6 +120,12 @@ def retry(claim: Claim, delay_s: float, error_code: str, message: str) -> Operat
     if stored:
         return Ending.STORED
     return (yield from _refused(claim, "queued", "retry"))
+
+
+def _actual_micro_usd(cost: Any) -> int | None:
+    if isinstance(cost, int | float) and not isinstance(cost, bool) and 0 <= cost <= governance.MAX_USD:
+        return governance.micro_usd(cost)
+    return None
 
 
 def _refused(claim: Claim, own_doing: str, wanted: str) -> Operation[Ending]:

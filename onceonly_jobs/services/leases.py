@@ -17,6 +17,7 @@ WIRE_STATES = {
     RunState.COMPLETED: "completed",
     RunState.FAILED: "failed",
     RunState.CANCELLED: "failed",
+    RunState.UNKNOWN: "in_progress",
 }
 
 

@@ -8,16 +8,20 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from onceonly_jobs.contracts.leases import LeaseRequest
-from onceonly_jobs.domain.plans import LIMITS, Kind, Plan
+from onceonly_jobs.domain.governance import micro_usd, risk_level
+from onceonly_jobs.domain.plans import LIMITS, Kind
 from onceonly_jobs.domain.runs import JobSpec, Run
 from onceonly_jobs.domain.states import Owner
 from onceonly_jobs.errors import FingerprintMismatch, NotFound, UnknownTask
 from onceonly_jobs.services.quota import QuotaUsedUp, counted_blocked
 from onceonly_jobs.services.settling import until_settled
-from onceonly_jobs.store import jobs, runs, usage
+from onceonly_jobs.store import agents, jobs, runs, usage
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.runs import Taken, Taking
 from onceonly_jobs.store.statement import Operation, autocommit
+
+INTERNAL = "onceonly."
+"""Jobs of such names are not for runs to ask for."""
 
 
 def new_lease_id() -> str:
@@ -67,6 +71,8 @@ def job_taking(
         fingerprint=fingerprint,
         actor=caller.key_id,
         job=job.name,
+        risk_level=risk_level(job.name),
+        spend_micro_usd=micro_usd((metadata or {}).get("spend_usd") or 0),
         queue=queue or job.queue,
         max_attempts=job.max_attempts,
         delay_s=delay_s,
@@ -87,7 +93,7 @@ def pick_job(
     Raises UnknownTask when a name is given that no worker has registered. The default needs no worker yet:
     its runs wait for one.
     """
-    by_name = {spec.name: spec for spec in known}
+    by_name = {spec.name: spec for spec in known if not spec.name.startswith(INTERNAL)}
     if task is not None:
         if task not in by_name:
             raise UnknownTask(task, sorted(by_name))
@@ -120,9 +126,20 @@ def take_capped(caller: Caller, taking: Taking) -> Operation[Taken | QuotaUsedUp
     return taken
 
 
-def taking_operation(plan: Plan) -> Callable[[Caller, Taking], Operation[Taken | QuotaUsedUp]]:
-    """`take` or `take_capped`, as the plan asks."""
-    return take_capped if LIMITS[plan].hard_stop else take
+def take_governed(caller: Caller, taking: Taking) -> Operation[Taken | QuotaUsedUp]:
+    """`take` or `take_capped`, judged by the agent's policy. Whoever else asks for this agent waits for the answer."""
+    yield from agents.lock(taking.tenant_id, taking.agent_id or "")
+    take_it = take_capped if LIMITS[caller.plan].hard_stop else take
+    return (yield from take_it(caller, taking))
+
+
+def taking_operation(
+    caller: Caller, taking: Taking
+) -> Callable[[Caller, Taking], Operation[Taken | QuotaUsedUp]]:
+    """The one of `take`, `take_capped` and `take_governed` that the plan and the run ask for."""
+    if taking.governed:
+        return take_governed
+    return take_capped if LIMITS[caller.plan].hard_stop else take
 
 
 @autocommit
@@ -132,6 +149,14 @@ def find(tenant_id: str, key: str) -> Operation[Run]:
     if run is None:
         raise NotFound(key)
     return run
+
+
+@autocommit
+def find_by_id(tenant_id: str, run: int) -> Operation[Run]:
+    """A run by its row, whether or not its key still answers for it."""
+    found = yield from runs.find_by_id(tenant_id, run)
+    assert found is not None, "runs in use are not deleted"  # noqa: S101
+    return found
 
 
 @autocommit

@@ -11,18 +11,28 @@ import sqlalchemy as sa
 from onceonly_jobs.domain.fingerprint import compact_json
 from onceonly_jobs.domain.runs import Claim
 from onceonly_jobs.store.events import event_row, recording
+from onceonly_jobs.store.governance import REASON, permission
 from onceonly_jobs.store.rows import CLAIM_COLUMNS, FINISH, finished, to_claim
 from onceonly_jobs.store.statement import Statement, count, one_or_none
 
+_CLAIMABLE = "owner = 'server' AND state = 'queued' AND job = :job AND due_at <= onceonly_now()"
+
+# The kill switch and the policy are read again here, from the agent's row and under a lock that the switch waits for:
+# no claim commits after the switch has answered.
 _CLAIM = sa.text(f"""
-WITH claimed AS (
+WITH gate AS (
+    SELECT a.policy_version, CASE {permission("r.tool")} ELSE 'ok' END AS code
+    FROM (SELECT * FROM runs WHERE id = :id AND {_CLAIMABLE}) r
+    JOIN agents a ON a.tenant_id = r.tenant_id AND a.agent_id = r.agent_id
+    FOR SHARE OF a
+), claimed AS (
     UPDATE runs SET
         state = 'in_progress', version = version + 1, fencing_token = fencing_token + 1,
         attempt = attempt + 1, worker_lease_id = :worker_lease_id, started_at = onceonly_now(),
         lease_until_at = onceonly_now() + make_interval(secs => CAST(:lease_s AS double precision)),
         deadline_at = onceonly_now() + make_interval(secs => least(lease_ttl_s, CAST(:limit_s AS integer))),
         publish_at = NULL, publications = 0
-    WHERE id = :id AND owner = 'server' AND state = 'queued' AND job = :job AND due_at <= onceonly_now()
+    WHERE id = :id AND {_CLAIMABLE} AND NOT EXISTS (SELECT FROM gate WHERE code <> 'ok')
     RETURNING *
 ), starting AS ({
     event_row(
@@ -31,15 +41,34 @@ WITH claimed AS (
         source="claimed",
         duration="extract(epoch FROM started_at - first_seen_at) * 1000",
     )
-}), {recording("starting")}
+}), {recording("starting")}, refused AS (
+    UPDATE runs SET state = 'failed', error_code = 'policy_blocked',
+        error_message = (SELECT code FROM gate), {FINISH}
+    WHERE id = :id AND {_CLAIMABLE} AND EXISTS (SELECT FROM gate WHERE code <> 'ok')
+    RETURNING *
+), decided AS (
+    INSERT INTO audit_decisions (tenant_id, agent_id, tool, run_key, allowed, decision, policy_reason, policy_code,
+                                 risk_level, policy_version)
+    SELECT tenant_id, agent_id, tool, key, false, 'blocked', {REASON}, code, :risk_level, gate.policy_version
+    FROM refused, gate
+), {finished("refused", given_back="attempt = 0")}
 SELECT {CLAIM_COLUMNS} FROM claimed
 """)
 
 
 def claim(
-    run: int, job: str, worker_lease_id: str, lease_s: float, time_limit_s: int | None
+    run: int,
+    job: str,
+    worker_lease_id: str,
+    lease_s: float,
+    time_limit_s: int | None,
+    retention_s: int,
+    risk_level: str = "low",
 ) -> Statement[Claim | None]:
-    """Take a due run of this job. None when it is not due, not queued, or taken: a stale or repeated message."""
+    """Take a due run of this job. None when it is not due, not queued, or taken: a stale or repeated message.
+
+    A run whose agent may not do this any more ends here, as failed and for retention_s seconds.
+    """
     return Statement(
         "claims.claim",
         _CLAIM,
@@ -50,6 +79,8 @@ def claim(
             "worker_lease_id": worker_lease_id,
             "lease_s": lease_s,
             "limit_s": time_limit_s,
+            "retention_s": retention_s,
+            "risk_level": risk_level,
         },
     )
 
@@ -160,13 +191,22 @@ WITH done AS (
         error_code = NULL, error_message = NULL, {FINISH}
     WHERE {_CURRENT} AND deadline_at > onceonly_now()
     RETURNING *
-), {finished("done")}
+), {finished("done", actual="CAST(:actual_micro_usd AS bigint)")}
 SELECT id FROM done
 """)
 
 
-def complete(claim: Claim, result: dict[str, Any], result_hash: str, retention_s: int) -> Statement[bool]:
-    """Store the result. False when the claim is no longer current or the time limit has passed."""
+def complete(
+    claim: Claim,
+    result: dict[str, Any],
+    result_hash: str,
+    retention_s: int,
+    actual_micro_usd: int | None = None,
+) -> Statement[bool]:
+    """Store the result and settle its cost; None keeps the reservation.
+
+    False when the claim is no longer current or the time limit has passed.
+    """
     return Statement(
         "claims.complete",
         _COMPLETE,
@@ -176,6 +216,7 @@ def complete(claim: Claim, result: dict[str, Any], result_hash: str, retention_s
             "result": compact_json(result).decode(),
             "result_hash": result_hash,
             "retention_s": retention_s,
+            "actual_micro_usd": actual_micro_usd,
         },
     )
 
@@ -183,17 +224,30 @@ def complete(claim: Claim, result: dict[str, Any], result_hash: str, retention_s
 _FAIL = sa.text(f"""
 WITH done AS (
     UPDATE runs SET state = 'failed', error_code = :error_code, error_message = CAST(:message AS text),
-        dead_lettered = :dead_lettered, {FINISH}
+        dead_lettered = :dead_lettered, result = CAST(:result AS json), repeatable = :repeatable, {FINISH}
     WHERE {_CURRENT}
     RETURNING *
-), {finished("done")}
+), {finished("done", given_back="CAST(:never_made AS boolean)")}
 SELECT id FROM done
 """)
 
 
-def fail(
-    claim: Claim, error_code: str, message: str | None, *, dead_lettered: bool, retention_s: int
-) -> Statement[bool]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """How a run failed for good."""
+
+    error_code: str
+    message: str | None = None
+    dead_lettered: bool = False
+    result: dict[str, Any] | None = None
+    """What there is to show of it all the same."""
+    repeatable: bool = False
+    """The key is free at once: a repeat is a call like the first."""
+    never_made: bool = False
+    """Provably nothing was sent: what was reserved is given back."""
+
+
+def fail(claim: Claim, failure: Failure, retention_s: int) -> Statement[bool]:
     """End the run as failed for good. False when the claim is no longer current."""
     return Statement(
         "claims.fail",
@@ -201,10 +255,39 @@ def fail(
         lambda r: r.first() is not None,
         {
             **_of(claim),
-            "error_code": error_code,
-            "message": message,
-            "dead_lettered": dead_lettered,
+            "error_code": failure.error_code,
+            "message": failure.message,
+            "dead_lettered": failure.dead_lettered,
+            "result": None if failure.result is None else compact_json(failure.result).decode(),
+            "repeatable": failure.repeatable,
+            "never_made": failure.never_made,
             "retention_s": retention_s,
+        },
+    )
+
+
+_HOLD = sa.text(f"""
+WITH held AS (
+    UPDATE runs SET state = 'unknown', version = version + 1, lease_until_at = NULL, publish_at = NULL,
+        error_code = 'outcome_unknown', error_message = CAST(:message AS text), result = CAST(:result AS json)
+    WHERE {_CURRENT}
+    RETURNING *
+), holding AS ({event_row("'outcome_unknown'", "'unknown'", source="held", message="error_message")}
+), {recording("holding")}
+SELECT id FROM held
+""")
+
+
+def hold_unknown(claim: Claim, message: str, result: dict[str, Any] | None) -> Statement[bool]:
+    """Keep a call that may have happened and can't be repeated, until that is settled. Its reservation stays."""
+    return Statement(
+        "claims.hold_unknown",
+        _HOLD,
+        lambda r: r.first() is not None,
+        {
+            **_of(claim),
+            "message": message,
+            "result": None if result is None else compact_json(result).decode(),
         },
     )
 
@@ -267,6 +350,9 @@ def record_refusal(claim: Claim, message: str) -> Statement[None]:
     )
 
 
+# A call that may have been made is sent again only if that can do no harm.
+_REPEATABLE = "coalesce(r.effect, 'idempotent') IN ('read', 'idempotent')"
+
 _REAP = sa.text(f"""
 WITH expired AS (
     SELECT id FROM runs
@@ -275,18 +361,24 @@ WITH expired AS (
 ), requeued AS (
     UPDATE runs r SET state = 'queued', version = version + 1, lease_until_at = NULL, deadline_at = NULL,
         error_code = 'worker_lost', due_at = onceonly_now(), publish_at = onceonly_now()
-    FROM expired WHERE r.id = expired.id AND r.attempt < r.max_attempts
+    FROM expired WHERE r.id = expired.id AND r.attempt < r.max_attempts AND {_REPEATABLE}
     RETURNING r.*
 ), lost AS (
     UPDATE runs r SET state = 'failed', error_code = 'worker_lost', dead_lettered = true,
         error_message = 'the worker''s lease expired on the last attempt', {FINISH}
-    FROM expired WHERE r.id = expired.id AND r.attempt >= r.max_attempts
+    FROM expired WHERE r.id = expired.id AND r.attempt >= r.max_attempts AND {_REPEATABLE}
     RETURNING r.*
-), retried AS ({event_row("'run_retried'", "'queued'", source="requeued", message="'worker lost'")}
-), {recording("retried").replace("recorded", "retry_recorded").replace("headed", "retry_headed")}, {
-    finished("lost")
-}
+), held AS (
+    UPDATE runs r SET state = 'unknown', version = version + 1, lease_until_at = NULL, publish_at = NULL,
+        error_code = 'outcome_unknown', error_message = 'the worker was lost during the call'
+    FROM expired WHERE r.id = expired.id AND NOT {_REPEATABLE}
+    RETURNING r.*
+), holding AS ({event_row("'outcome_unknown'", "'unknown'", source="held", message="error_message")}
+), {recording("holding")}
+, retried AS ({event_row("'run_retried'", "'queued'", source="requeued", message="'worker lost'")}
+), {recording("retried")}, {finished("lost")}
 SELECT tenant_id, key, state FROM requeued UNION ALL SELECT tenant_id, key, state FROM lost
+UNION ALL SELECT tenant_id, key, state FROM held
 """)
 
 
@@ -301,7 +393,7 @@ def reap(batch: int, retention_s: int) -> Statement[list[Reaped]]:
     """Take expired claims back: queued again where attempts are left, otherwise failed as dead letters."""
 
     def read(result: sa.CursorResult[Any]) -> list[Reaped]:
-        return [Reaped(row.tenant_id, row.key, row.state == "failed") for row in result]
+        return [Reaped(row.tenant_id, row.key, row.state != "queued") for row in result]
 
     return Statement("claims.reap", _REAP, read, {"batch": batch, "retention_s": retention_s})
 

@@ -21,9 +21,9 @@ def recording(source: str) -> str:
     touch a row only once, hence the grouping; its order keeps concurrent batches from deadlocking.
     """
     return f"""
-    recorded AS (
+    {source}_recorded AS (
         INSERT INTO run_events ({TIMELINE_COLUMNS}) SELECT {TIMELINE_COLUMNS} FROM {source}
-    ), headed AS (
+    ), {source}_headed AS (
         INSERT INTO timelines AS t (tenant_id, run_id, last_at, last_type, last_status, events_count)
         SELECT tenant_id, run_id, max(at), (array_agg(type ORDER BY at DESC))[1],
                (array_agg(status ORDER BY at DESC))[1], count(*)

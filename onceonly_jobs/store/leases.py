@@ -113,7 +113,7 @@ WITH done AS (
         lease_until_at = CASE WHEN owner = 'server' AND state = 'in_progress' THEN lease_until_at END, {FINISH}
     WHERE {_HELD} AND state IN ('queued', 'in_progress')
     RETURNING *
-), {finished("done")}
+), {finished("done", given_back="attempt = 0")}
 SELECT {RUN_COLUMNS} FROM done
 """)
 

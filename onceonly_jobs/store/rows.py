@@ -7,19 +7,22 @@ import sqlalchemy as sa
 from onceonly_jobs.domain.runs import Claim, Run
 from onceonly_jobs.domain.states import Owner, RunState
 from onceonly_jobs.store.events import event_row, recording
+from onceonly_jobs.store.governance import booked, settlement
 
 RUN_COLUMNS = """id, key, run_id, owner, state, version, fencing_token, lease_id, lease_ttl_s, lease_until_at,
     deadline_at, first_seen_at, done_at, result, result_hash, error_code, onceonly_now() AS read_at"""
 
 CLAIM_COLUMNS = """id, tenant_id, key, run_id, job, agent_id, worker_lease_id, fencing_token, attempt,
-    max_attempts, metadata, deadline_at, started_at, decision_id"""
+    max_attempts, metadata, deadline_at, started_at, decision_id, first_seen_at, effect"""
 
 FINISHED = "state IN ('completed', 'failed', 'cancelled')"
 
 RETAINED = f"NOT ({FINISHED} AND retain_until_at <= onceonly_now())"
 
 FINISH = """version = version + 1, done_at = onceonly_now(), publish_at = NULL,
-    retain_until_at = onceonly_now() + make_interval(secs => CAST(:retention_s AS integer))"""
+    retain_until_at = CASE WHEN retention_s IS NULL
+        THEN onceonly_now() + make_interval(secs => CAST(:retention_s AS integer))
+        ELSE greatest(onceonly_now(), first_seen_at + make_interval(secs => retention_s)) END"""
 
 _RUN_FIELDS = (
     "id key run_id version fencing_token lease_id lease_ttl_s lease_until_at deadline_at first_seen_at "
@@ -44,12 +47,17 @@ def to_claim(row: sa.RowMapping) -> Claim:
         metadata=row["metadata"] or {},
         deadline_at=row["deadline_at"],
         claimed_at=row["started_at"],
+        first_seen_at=row["first_seen_at"],
+        effect=row["effect"],
         decision_id=row["decision_id"],
     )
 
 
-def finished(source: str) -> str:
-    """CTEs for runs that `source` has just finished: timeline, feed, and the outcome of their decision."""
+def finished(source: str, *, actual: str = "CAST(NULL AS bigint)", given_back: str = "false") -> str:
+    """CTEs for runs that `source` has just finished: timeline, feed, the outcome of their decision, its settlement.
+
+    actual and given_back are SQL over the runs, as in `governance.settlement`.
+    """
     status = "CASE state WHEN 'completed' THEN 'completed' ELSE 'failed' END"
     duration = "extract(epoch FROM onceonly_now() - coalesce(started_at, first_seen_at)) * 1000"
     return f"""
@@ -57,9 +65,12 @@ def finished(source: str) -> str:
     {recording("finishing")}, fed AS (
         INSERT INTO feed_events (tenant_id, type, kind, key, status, agent_id, message)
         SELECT tenant_id, 'run_finished', 'ai', key, state, agent_id, error_code FROM {source}
-    ), settled AS (
-        INSERT INTO audit_outcomes (decision_id, tenant_id, outcome, error_code, latency_ms)
-        SELECT decision_id, tenant_id, state, error_code, CAST({duration} AS bigint)
+    ), concluded AS (
+        INSERT INTO audit_outcomes
+            (decision_id, tenant_id, outcome, error_code, spend_micro_usd, overrun, latency_ms)
+        SELECT decision_id, tenant_id, state, error_code, {booked(actual, given_back)},
+               coalesce({actual} > reserved_micro_usd, false), CAST({duration} AS bigint)
         FROM {source} WHERE decision_id IS NOT NULL
         ON CONFLICT (decision_id) DO NOTHING
+    ), settled AS ({settlement(source, actual, given_back)}
     )"""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSON, TIMESTAMP
+from sqlalchemy.dialects.postgresql import JSON, JSONB, TIMESTAMP
 
 metadata = sa.MetaData(
     naming_convention={
@@ -115,7 +115,17 @@ runs = sa.Table(
     sa.Column("error_hash", sa.Text),
     sa.Column("error_message", sa.Text),
     _required("dead_lettered", sa.Boolean(), "false"),
+    # Tool calls only: what a repetition may do, whether a failed one may be repeated at once, and how long the
+    # answer serves repetitions.
+    sa.Column("effect", sa.Text),
+    _required("repeatable", sa.Boolean(), "false"),
+    sa.Column("retention_s", sa.Integer),
     sa.Column("decision_id", sa.BigInteger),
+    # What the decision reserved, and for which windows of its agent: given back or settled there.
+    # By this name the policy knows the run: its job's, or for a tool call the tool's.
+    sa.Column("tool", sa.Text),
+    _required("reserved_micro_usd", sa.BigInteger(), "0"),
+    sa.Column("reserved_at", Time),
     sa.UniqueConstraint("tenant_id", "key"),
     sa.CheckConstraint("owner IN ('caller', 'server')", name="owner"),
     sa.CheckConstraint(
@@ -123,11 +133,72 @@ runs = sa.Table(
     ),
     # The relay's two questions: what is due, and whose claim has expired.
     sa.Index("ix_runs_due", "publish_at", postgresql_where=sa.text("state = 'queued'")),
+    # The kill switch's question.
+    sa.Index(
+        "ix_runs_agent",
+        "tenant_id",
+        "agent_id",
+        postgresql_where=sa.text("state IN ('queued', 'in_progress') AND owner = 'server'"),
+    ),
     sa.Index(
         "ix_runs_claims",
         "lease_until_at",
         postgresql_where=sa.text("state = 'in_progress' AND owner = 'server'"),
     ),
+)
+
+agents = sa.Table(
+    "agents",
+    metadata,
+    # One row has all that a decision reads: whoever decides, reserves or flips the switch holds its lock.
+    sa.Column("tenant_id", sa.Text, primary_key=True),
+    sa.Column("agent_id", sa.Text, primary_key=True),
+    sa.Column("disabled_at", Time),
+    sa.Column("disabled_reason", sa.Text),
+    sa.Column("policy", JSONB),
+    _required("policy_version", sa.Integer(), "0"),
+    sa.Column("hour_at", Time),
+    _required("hour_actions", sa.BigInteger(), "0"),
+    sa.Column("day_on", sa.Date),
+    _required("day_spend_micro_usd", sa.BigInteger(), "0"),
+    _required("day_calls", JSONB(), "'{}'"),
+)
+
+policy_versions = sa.Table(
+    "policy_versions",
+    metadata,
+    # Append-only: who changed which policy, when, and what it was then.
+    sa.Column("tenant_id", sa.Text, primary_key=True),
+    sa.Column("agent_id", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    _required("at", Time, "onceonly_now()"),
+    sa.Column("actor", sa.Text),
+    _required("change", sa.Text()),
+    _required("policy", JSONB()),
+)
+
+tools = sa.Table(
+    "tools",
+    metadata,
+    sa.Column("tenant_id", sa.Text, primary_key=True),
+    sa.Column("scope_id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    _required("url", sa.Text()),
+    _required("auth_type", sa.Text()),
+    _required("secret_id", sa.Text()),
+    _required("secret_mask", sa.Text()),
+    # Encrypted with a key that is not in the database, and bound to this row: see vault.py.
+    _required("secret_sealed", sa.Text()),
+    _required("timeout_ms", sa.Integer()),
+    _required("max_retries", sa.Integer()),
+    _required("enabled", sa.Boolean()),
+    sa.Column("description", sa.Text),
+    _required("effect", sa.Text()),
+    sa.Column("confirm_url", sa.Text),
+    _required("created_at", Time, "onceonly_now()"),
+    _required("updated_at", Time, "onceonly_now()"),
+    sa.CheckConstraint("effect IN ('read', 'idempotent', 'reconcilable', 'irreversible')", name="effect"),
+    sa.CheckConstraint("(effect = 'reconcilable') = (confirm_url IS NOT NULL)", name="confirm_url"),
 )
 
 jobs = sa.Table(
@@ -236,7 +307,9 @@ audit_decisions = sa.Table(
     _required("risk_level", sa.Text()),
     sa.Column("args_hash", sa.Text),
     _required("spend_micro_usd", sa.BigInteger(), "0"),
+    sa.Column("policy_version", sa.Integer),
     sa.Index("ix_audit_decisions_run", "tenant_id", "run_key"),
+    sa.Index("ix_audit_decisions_agent", "tenant_id", "agent_id", sa.text("id DESC")),
 )
 
 audit_outcomes = sa.Table(
@@ -249,7 +322,8 @@ audit_outcomes = sa.Table(
     _required("outcome", sa.Text()),
     sa.Column("error_code", sa.Text),
     _required("spend_micro_usd", sa.BigInteger(), "0"),
+    _required("overrun", sa.Boolean(), "false"),
     sa.Column("latency_ms", sa.BigInteger),
 )
 
-APPEND_ONLY = (audit_decisions, audit_outcomes)
+APPEND_ONLY = (audit_decisions, audit_outcomes, policy_versions)

@@ -61,6 +61,11 @@ class JobContext:
         return self._claim.max_attempts
 
     @property
+    def first_seen_at(self) -> datetime:
+        """When its key was first taken, by the database's clock."""
+        return self._claim.first_seen_at
+
+    @property
     def started_at(self) -> datetime:
         """When this attempt began, by the database's clock, in UTC."""
         return self._claim.claimed_at.astimezone(UTC)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from datetime import date
 from typing import Any
 
+from onceonly_jobs.config import Settings
+from onceonly_jobs.domain.addresses import Allowed
 from onceonly_jobs.domain.plans import Kind
+from onceonly_jobs.errors import ConfigError
+from onceonly_jobs.services import calls
 from onceonly_jobs.store import usage
 from onceonly_jobs.store.statement import Operation, autocommit
 from onceonly_jobs.store.usage import Counters
@@ -13,14 +17,16 @@ from onceonly_jobs.worker.chat import Llm, ask
 from onceonly_jobs.worker.context import JobContext
 from onceonly_jobs.worker.http_request import send
 from onceonly_jobs.worker.jobs import Registry
-from onceonly_jobs.worker.outcomes import Fail
+from onceonly_jobs.worker.outcomes import Costed, Fail
 from onceonly_jobs.worker.runtime import Runtime
+from onceonly_jobs.worker.tool_job import carry_out
 
 
 def builtin(runtime: Runtime) -> Registry:
     """The jobs that every worker serves. A deployment's own job of the same name takes precedence."""
     registry = Registry()
     settings = runtime.settings
+    allowed = _allowed(settings)
 
     @registry.job
     def echo(ctx: JobContext) -> dict[str, Any]:
@@ -37,7 +43,7 @@ def builtin(runtime: Runtime) -> Registry:
     @registry.job(max_attempts=5)
     def http_request(ctx: JobContext) -> dict[str, Any]:
         """Sends an HTTP request with an Idempotency-Key; the result is its answer."""
-        return send(ctx, allow_private=settings.http_allow_private)
+        return send(ctx, allowed=allowed)
 
     @registry.job
     def daily_summary(ctx: JobContext) -> dict[str, Any]:
@@ -45,7 +51,19 @@ def builtin(runtime: Runtime) -> Registry:
         day = _day(ctx)
         return summary(day, runtime.database.run(_usage_of, ctx.tenant, day))
 
+    @registry.job(calls.JOB, max_attempts=calls.MAX_ATTEMPTS)
+    def tool_call(ctx: JobContext) -> dict[str, Any] | Costed:
+        """Carries out a tool call that governance has allowed."""
+        return carry_out(ctx, runtime, allowed)
+
     return registry
+
+
+def _allowed(settings: Settings) -> Allowed:
+    try:
+        return Allowed.parse(settings.tool_allow)
+    except ValueError as error:
+        raise ConfigError(f"ONCEONLY_TOOL_ALLOW: {error}") from None
 
 
 def _day(ctx: JobContext) -> date:

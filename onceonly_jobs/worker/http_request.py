@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from onceonly_jobs.domain.addresses import Allowed
 from onceonly_jobs.domain.fingerprint import storable
 from onceonly_jobs.worker.addresses import public_address
 from onceonly_jobs.worker.chat import retry_after_s
@@ -32,7 +33,7 @@ class Asked(BaseModel):
     timeout_s: Annotated[float, Field(strict=False, gt=0, le=600)] = 30
 
 
-def send(ctx: JobContext, *, allow_private: bool) -> dict[str, Any]:
+def send(ctx: JobContext, *, allowed: Allowed) -> dict[str, Any]:
     """The answer as a result: status, headers, and `json` or `body`. Redirects are answers too.
 
     A busy or broken other side (429, 5xx, no connection) is tried again. A POST or PATCH that was sent and
@@ -40,8 +41,8 @@ def send(ctx: JobContext, *, allow_private: bool) -> dict[str, Any]:
     """
     asked = _asked(ctx)
     try:
-        with httpx.Client(follow_redirects=False, trust_env=allow_private) as client:
-            request, extensions = _request(client, ctx, asked, allow_private)
+        with httpx.Client(follow_redirects=False, trust_env=False) as client:
+            request, extensions = _request(client, ctx, asked, allowed)
             with client.stream(**request, extensions=extensions) as response:
                 return _result(response)
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError) as error:
@@ -65,7 +66,7 @@ def _asked(ctx: JobContext) -> Asked:
 
 
 def _request(
-    client: httpx.Client, ctx: JobContext, asked: Asked, allow_private: bool
+    client: httpx.Client, ctx: JobContext, asked: Asked, allowed: Allowed
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     url = httpx.URL(asked.url)
     if url.scheme not in ("http", "https") or not url.host:
@@ -75,11 +76,10 @@ def _request(
     headers.setdefault("Accept-Encoding", "identity")  # what is read is what was sent, and no larger
     headers["Host"] = url.netloc.decode("ascii")
     extensions: dict[str, Any] = {}
-    if not allow_private:
-        extensions["sni_hostname"] = url.raw_host.decode(
-            "ascii"
-        )  # the certificate is the name's, the connection the address's
-        url = url.copy_with(host=public_address(url.host, url.port or (443 if url.scheme == "https" else 80)))
+    # The certificate is the name's, the connection the address's.
+    extensions["sni_hostname"] = url.raw_host.decode("ascii")
+    port = url.port or (443 if url.scheme == "https" else 80)
+    url = url.copy_with(host=public_address(url.host, port, allowed))
     timeout = min(asked.timeout_s, max(1.0, ctx.time_left_s))
     body = {"json": asked.body_json} if asked.body_json is not None else {"content": asked.body}
     return {"method": asked.method, "url": url, "headers": headers, "timeout": timeout, **body}, extensions

@@ -22,7 +22,16 @@ from onceonly_jobs.worker.context import JobContext
 from onceonly_jobs.worker.interrupt import Interrupt, Interrupted, Reason
 from onceonly_jobs.worker.jobs import Job
 from onceonly_jobs.worker.keeper import TIMEOUT, TIMEOUT_MESSAGE, Keeper
-from onceonly_jobs.worker.outcomes import Fail, Retry, Unusable, as_result, described, printable
+from onceonly_jobs.worker.outcomes import (
+    Costed,
+    Fail,
+    OutcomeUnknown,
+    Retry,
+    Unusable,
+    as_result,
+    described,
+    printable,
+)
 from onceonly_jobs.worker.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -39,6 +48,8 @@ class Fate(Enum):
     UNREACHABLE = auto()
     """the database did not answer; the relay publishes the run again"""
     COMPLETED = auto()
+    UNKNOWN = auto()
+    """held, since it may have happened: somebody has to settle it"""
     FAILED = auto()
     RETRIED = auto()
     """queued for another attempt"""
@@ -56,6 +67,7 @@ class Outcome:
 @dataclass(frozen=True, slots=True)
 class Completed:
     result: dict[str, Any]
+    cost_usd: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +75,9 @@ class Failed:
     code: str
     message: str
     dead_lettered: bool = True
+    result: dict[str, Any] | None = None
+    repeatable: bool = False
+    never_made: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +92,15 @@ class Released:
     """A cancelled run's handler has stopped."""
 
 
-Verdict = Completed | Failed | Retried | Released
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A call that may have happened, and can't be repeated."""
+
+    message: str
+    result: dict[str, Any] | None = None
+
+
+Verdict = Completed | Failed | Retried | Released | Held
 """How an attempt ended, still to be recorded."""
 
 
@@ -100,7 +123,7 @@ def run_job(runtime: Runtime, job: Job, run: int) -> Outcome:
             _hand_back(runtime, claim)
             raise
         outcome = _record(runtime, claim, verdict)
-    if outcome.fate in (Fate.COMPLETED, Fate.FAILED):
+    if outcome.fate in (Fate.COMPLETED, Fate.FAILED, Fate.UNKNOWN):
         runtime.hints.finished(claim.tenant_id, claim.key)
     logger.info(
         "run %s %s: %s, attempt %s %s", run, claim.key, job.name, claim.attempt, outcome.fate.name.lower()
@@ -117,7 +140,14 @@ def _claim(runtime: Runtime, job: Job, run: int) -> Claim | None:
         nonlocal repeated
         again, repeated = repeated, True
         return runtime.database.run(
-            claims.claim, run, job.name, lease_s, job.time_limit_s, lease_id=lease_id, repeated=again
+            claims.claim,
+            run,
+            job.name,
+            lease_s,
+            job.time_limit_s,
+            lease_id=lease_id,
+            repeated=again,
+            retention_s=runtime.settings.retention_s,
         )
 
     return _answered(claim, give_up_after_s=lease_s)
@@ -127,11 +157,23 @@ def _attempt(runtime: Runtime, job: Job, claim: Claim, context: JobContext, inte
     """Call the handler and judge how it ended."""
     try:
         returned = interrupt.call(job.handler, context)
-        return Completed(as_result(returned, runtime.settings.max_result_bytes))
+        limit = runtime.settings.max_result_bytes
+        if isinstance(returned, Costed):
+            return Completed(as_result(returned.result, limit), returned.cost_usd)
+        return Completed(as_result(returned, limit))
     except Interrupted as stop:
         return _stopped(claim, stop.reason)
     except Fail as failure:
-        return Failed(failure.code, failure.message, dead_lettered=False)
+        return Failed(
+            failure.code,
+            failure.message,
+            dead_lettered=False,
+            result=failure.result,
+            repeatable=failure.repeatable,
+            never_made=failure.never_made,
+        )
+    except OutcomeUnknown as unknown:
+        return Held(unknown.message, unknown.result)
     except Unusable as unusable:
         return Failed(unusable.code, unusable.message)
     except Retry as retry:
@@ -162,6 +204,8 @@ def _again(job: Job, claim: Claim, message: str, delay_s: float | None = None) -
 def _back(claim: Claim) -> Verdict:
     """For another worker to do, where attempts are left. Of a lost claim the refusal leaves its trace."""
     message = "its worker stopped before it was done"
+    if not claim.repeatable:
+        return Held(message)
     return Retried(0, "worker_lost", message) if claim.attempts_left else Failed("worker_lost", message)
 
 
@@ -193,6 +237,8 @@ def _stored(verdict: Verdict) -> Outcome:
     match verdict:
         case Completed():
             return Outcome(Fate.COMPLETED)
+        case Held(message=message):
+            return Outcome(Fate.UNKNOWN, message)
         case Failed(code=code, message=message):
             return Outcome(Fate.FAILED, f"{code}: {message}" if message else code)
         case Retried(delay_s=delay_s, message=message):
@@ -204,15 +250,28 @@ def _stored(verdict: Verdict) -> Outcome:
 def _ending(runtime: Runtime, claim: Claim, verdict: Verdict) -> Ending:
     database, retention_s = runtime.database, runtime.settings.retention_s
     match verdict:
-        case Completed(result=result):
-            return database.run(claims.complete, claim, result, retention_s)
-        case Failed(code=code, message=message, dead_lettered=dead):
-            return database.run(claims.fail, claim, code, message or None, retention_s, dead_lettered=dead)
+        case Completed(result=result, cost_usd=cost_usd):
+            return database.run(claims.complete, claim, result, retention_s, cost_usd=cost_usd)
+        case Held(message=message, result=result):
+            return database.run(claims.hold_unknown, claim, message, result)
+        case Failed():
+            return database.run(claims.end_as_failed, claim, _failure(verdict), retention_s)
         case Retried(delay_s=delay_s, code=code, message=message):
             return database.run(claims.retry, claim, delay_s, code, message)
         case Released():
             database.run(claims.release, claim)
             return Ending.STORED
+
+
+def _failure(verdict: Failed) -> claims.Failure:
+    return claims.Failure(
+        error_code=verdict.code,
+        message=verdict.message or None,
+        dead_lettered=verdict.dead_lettered,
+        result=verdict.result,
+        repeatable=verdict.repeatable,
+        never_made=verdict.never_made,
+    )
 
 
 def _answered(ask: Callable[[], T], give_up_after_s: float = float("inf")) -> T:

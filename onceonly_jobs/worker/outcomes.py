@@ -14,12 +14,27 @@ LONGEST_DELAY_S = 30 * 86_400
 
 
 class Fail(Exception):
-    """Raised by a handler to give up at once: the run fails with this code, whatever attempts are left."""
+    """Raised by a handler to give up at once: the run fails with this code, whatever attempts are left.
 
-    def __init__(self, code: str, message: str = "") -> None:
+    result: what there is to show all the same. repeatable: a repeat under this key is a run like the first.
+    never_made: provably nothing was sent, so what it was to cost is given back.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str = "",
+        *,
+        result: dict[str, Any] | None = None,
+        repeatable: bool = False,
+        never_made: bool = False,
+    ) -> None:
         super().__init__(code, message)
         self.code = printable(code, 256) or "failed"
         self.message = printable(message)
+        self.result = result
+        self.repeatable = repeatable
+        self.never_made = never_made
 
 
 class Retry(Exception):
@@ -34,6 +49,23 @@ class Retry(Exception):
             raise ValueError(f"delay_s must be from 0 to {LONGEST_DELAY_S}, not {delay_s}")
         self.delay_s = delay_s
         self.message = printable(message) or "the handler asked to be tried again"
+
+
+class OutcomeUnknown(Exception):
+    """Raised by a handler whose call may have happened and can't be repeated: held until that is settled."""
+
+    def __init__(self, message: str, result: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.message = printable(message)
+        self.result = result
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Costed:
+    """Returned by a handler whose result does not say itself what the run has cost."""
+
+    result: dict[str, Any]
+    cost_usd: float
 
 
 class Unusable(Exception):

@@ -67,6 +67,7 @@ CLAIM = Claim(
     metadata={},
     deadline_at=datetime(2026, 1, 1, tzinfo=UTC),
     claimed_at=datetime(2026, 1, 1, tzinfo=UTC),
+    first_seen_at=datetime(2026, 1, 1, tzinfo=UTC),
 )
 TAKING = Taking(
     tenant_id="t2", key="k7", owner=Owner.SERVER, lease_id="l", ttl_s=60, run_id="k7", job="echo", queue="q"
@@ -80,7 +81,7 @@ HOT: list[Statement[Any]] = [
     leases.extend("t2", "k7", "l", 60),
     leases.complete("t2", "k7", "l", {}, None, 60),
     leases.cancel("t2", "k7", "l", None, 60),
-    claims.claim(7, "echo", "wl", 15, None),
+    claims.claim(7, "echo", "wl", 15, None, 60),
     claims.heartbeat(CLAIM, 15),
     claims.complete(CLAIM, {}, "h", 60),
     claims.retry(CLAIM, 1, "x", "x"),

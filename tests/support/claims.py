@@ -27,6 +27,7 @@ def make_claim(**changed: Any) -> Claim:
         "metadata": {},
         "deadline_at": NOW + timedelta(seconds=60),
         "claimed_at": NOW,
+        "first_seen_at": NOW,
         "decision_id": 11,
     }
     return Claim(**{**fields, **changed})

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from support.claims import Told, make_claim, make_context
 
+from onceonly_jobs.domain.addresses import Allowed
 from onceonly_jobs.domain.plans import Kind
 from onceonly_jobs.store.usage import Counters
 from onceonly_jobs.worker.addresses import is_public, public_address
@@ -22,6 +23,8 @@ from onceonly_jobs.worker.http_request import MAX_BODY_BYTES, send
 from onceonly_jobs.worker.outcomes import Fail, Retry
 
 Answer = tuple[int, dict[str, str], bytes]
+
+LOOPBACK = Allowed.parse("loopback")
 
 
 class Server:
@@ -172,9 +175,9 @@ def test_cost_is_unknown_without_prices(prices: Any) -> None:
 # http_request
 
 
-def request(server: Server, allow_private: bool = True, **payload: Any) -> dict[str, Any]:
+def request(server: Server, allowed: Allowed = LOOPBACK, **payload: Any) -> dict[str, Any]:
     asked = {"url": f"{server.url}/path?q=1", **payload}
-    return send(context(payload=asked), allow_private=allow_private)
+    return send(context(payload=asked), allowed=allowed)
 
 
 def test_an_answer_is_the_result(server: Server) -> None:
@@ -222,7 +225,7 @@ def test_a_broken_other_side_is_tried_again(server: Server, status: int) -> None
 
 def test_no_connection_is_tried_again() -> None:
     with pytest.raises(Retry):
-        send(context(payload={"url": "http://127.0.0.1:1/"}), allow_private=True)
+        send(context(payload={"url": "http://127.0.0.1:1/"}), allowed=LOOPBACK)
 
 
 def test_what_may_have_been_carried_out_is_not_repeated(server: Server) -> None:
@@ -251,13 +254,13 @@ def test_what_may_have_been_carried_out_is_not_repeated(server: Server) -> None:
 )
 def test_what_is_no_request_fails_at_once(payload: dict[str, Any]) -> None:
     with pytest.raises(Fail) as raised:
-        send(context(payload={"method": "GET", **payload}), allow_private=True)
+        send(context(payload={"method": "GET", **payload}), allowed=LOOPBACK)
     assert raised.value.code == "bad_payload"
 
 
 def test_this_network_is_out_of_reach(server: Server) -> None:
     with pytest.raises(Fail) as raised:
-        request(server, allow_private=False)
+        request(server, allowed=Allowed())
     assert raised.value.code == "forbidden_target"
     assert server.received == []
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 
 from onceonly_jobs.api import answers
 from onceonly_jobs.api.edge import Asking, ContractRoute, Held
 from onceonly_jobs.api.problems import invalid
 from onceonly_jobs.api.state import State
+from onceonly_jobs.api.toolcalls import call_tool
 from onceonly_jobs.api.waiting import read_or_wait
 from onceonly_jobs.contracts.fields import Key, utc_iso
 from onceonly_jobs.contracts.leases import (
@@ -30,7 +31,7 @@ from onceonly_jobs.contracts.leases import (
 from onceonly_jobs.contracts.problem import problems
 from onceonly_jobs.contracts.runs import RunRequest
 from onceonly_jobs.domain.fingerprint import compact_json
-from onceonly_jobs.errors import ToolNotFound, Unsupported
+from onceonly_jobs.errors import Unsupported
 from onceonly_jobs.services import leases, runs
 from onceonly_jobs.services.quota import QuotaUsedUp
 from onceonly_jobs.store.account import Caller
@@ -58,12 +59,12 @@ Wait = Annotated[
     summary="Ask for a run",
     responses=problems(400, 402, 404, 409, 413),
 )
-async def run(body: RunRequest, state: Held, caller: Asking) -> JSONResponse:
+async def run(body: RunRequest, request: Request, state: Held, caller: Asking) -> JSONResponse:
     """The first call with a key starts the run and is answered `acquired`; later ones attach to it and see
     `polling`, `completed` (with the result) or `failed`. The job is `metadata.task`, else the job whose
     pattern matches the key, else the server's default. `ttl` is the run's time limit."""
     if body.key is None:
-        raise ToolNotFound(body.tool or "", body.agent_id or "")
+        return await call_tool(state, caller, body, request.headers.get("prefer"))
     metadata = body.metadata or {}
     if metadata.get("actions"):
         raise Unsupported("metadata.actions", "this server does not run planned tool calls")
@@ -96,7 +97,7 @@ async def lease(body: LeaseRequest, state: Held, caller: Asking) -> JSONResponse
 
 
 async def _take(state: State, caller: Caller, taking: Taking) -> Taken:
-    taken = await state.db.arun(runs.taking_operation(caller.plan), caller, taking)
+    taken = await state.db.arun(runs.taking_operation(caller, taking), caller, taking)
     if isinstance(taken, QuotaUsedUp):
         raise taken.refusal
     return taken

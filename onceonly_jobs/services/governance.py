@@ -1,0 +1,120 @@
+"""What agents may do: policies, the kill switch, and the proof of both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from onceonly_jobs.contracts.agents import SwitchRequest
+from onceonly_jobs.contracts.policies import PolicyFields, PolicyRequest, TemplateRequest
+from onceonly_jobs.domain.governance import TEMPLATES
+from onceonly_jobs.domain.plans import FEATURES, Feature
+from onceonly_jobs.errors import AgentNotFound, FeatureNotAvailable, PolicyNotFound
+from onceonly_jobs.store import agents
+from onceonly_jobs.store.account import Caller
+from onceonly_jobs.store.agents import Activity, LogEntry, Policy, Stopped, Switch
+from onceonly_jobs.store.statement import Operation, autocommit
+
+
+def require(caller: Caller, feature: Feature) -> None:
+    """Raises FeatureNotAvailable where the caller's plan lacks it."""
+    if feature not in FEATURES[caller.plan]:
+        raise FeatureNotAvailable(feature.value, caller.plan.value)
+
+
+def _checked(caller: Caller, fields: PolicyFields) -> dict[str, Any]:
+    """The fields to write. A field that the plan lacks is refused: dropping a whitelist silently would be unsafe."""
+    given = fields.given()
+    if given.get("allowed_tools") is not None:
+        require(caller, Feature.ALLOWED_TOOLS)
+    return given
+
+
+@autocommit
+def set_policy(caller: Caller, agent_id: str, request: PolicyRequest) -> Operation[Policy]:
+    """Merge the given fields into the agent's policy. Raises FeatureNotAvailable."""
+    require(caller, Feature.POLICIES)
+    patch = _checked(caller, request)
+    return (
+        yield from agents.set_policy(
+            caller.tenant_id, agent_id, patch, replaces=False, actor=caller.key_id, change="upsert"
+        )
+    )
+
+
+@autocommit
+def set_policy_from_template(caller: Caller, agent_id: str, request: TemplateRequest) -> Operation[Policy]:
+    """Replace the agent's policy by a template with overrides. Raises FeatureNotAvailable."""
+    require(caller, Feature.POLICIES)
+    fields = {**TEMPLATES[request.template], **request.overrides.given()}
+    if fields.get("allowed_tools") is not None:
+        require(caller, Feature.ALLOWED_TOOLS)
+    return (
+        yield from agents.set_policy(
+            caller.tenant_id,
+            agent_id,
+            fields,
+            replaces=True,
+            actor=caller.key_id,
+            change=f"template:{request.template}",
+        )
+    )
+
+
+@autocommit
+def get_policy(caller: Caller, agent_id: str) -> Operation[Policy]:
+    """Raises FeatureNotAvailable, PolicyNotFound."""
+    require(caller, Feature.POLICIES)
+    policy = yield from agents.policy(caller.tenant_id, agent_id)
+    if policy is None:
+        raise PolicyNotFound(agent_id)
+    return policy
+
+
+@autocommit
+def list_policies(caller: Caller) -> Operation[list[Policy]]:
+    """Every agent's policy. Raises FeatureNotAvailable."""
+    require(caller, Feature.POLICIES)
+    return (yield from agents.policies(caller.tenant_id))
+
+
+def disable(
+    caller: Caller, agent_id: str, request: SwitchRequest, retention_s: int
+) -> Operation[tuple[Switch, Stopped]]:
+    """Throw the kill switch, and end what the agent has queued or running. Raises FeatureNotAvailable.
+
+    The switch is first, so that whoever is deciding or claiming has done so before the runs are looked for.
+    """
+    require(caller, Feature.KILL_SWITCH)
+    switch = yield from agents.switch(
+        caller.tenant_id, agent_id, disabled=True, reason=request.reason, actor=caller.key_id
+    )
+    stopped = yield from agents.stop_runs(caller.tenant_id, agent_id, retention_s)
+    return switch, stopped
+
+
+@autocommit
+def enable(caller: Caller, agent_id: str, request: SwitchRequest) -> Operation[Switch]:
+    """Release the kill switch. Raises FeatureNotAvailable."""
+    require(caller, Feature.KILL_SWITCH)
+    return (
+        yield from agents.switch(
+            caller.tenant_id, agent_id, disabled=False, reason=request.reason, actor=caller.key_id
+        )
+    )
+
+
+@autocommit
+def logs(caller: Caller, agent_id: str, **wanted: Any) -> Operation[list[LogEntry]]:
+    """The agent's decisions, newest first. Raises FeatureNotAvailable."""
+    require(caller, Feature.AUDIT)
+    return (yield from agents.logs(caller.tenant_id, agent_id, **wanted))
+
+
+@autocommit
+def metrics(caller: Caller, agent_id: str, period: str) -> Operation[Activity]:
+    """What the agent did. Raises FeatureNotAvailable, AgentNotFound."""
+    require(caller, Feature.AUDIT)
+    activity = yield from agents.activity(caller.tenant_id, agent_id, period)
+    if not activity.known and not activity.actions and not activity.blocked:
+        raise AgentNotFound(agent_id)
+    return activity

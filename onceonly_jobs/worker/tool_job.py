@@ -1,0 +1,81 @@
+"""The job that carries a governed tool call out."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from onceonly_jobs.domain.addresses import Allowed
+from onceonly_jobs.domain.effects import Effect
+from onceonly_jobs.domain.fingerprint import canonical_json
+from onceonly_jobs.errors import SecretUnreadable
+from onceonly_jobs.services import tools
+from onceonly_jobs.store.statement import Operation, autocommit
+from onceonly_jobs.store.tools import Tool, for_call
+from onceonly_jobs.worker.context import JobContext
+from onceonly_jobs.worker.outcomes import Costed, Fail, OutcomeUnknown
+from onceonly_jobs.worker.runtime import Runtime
+from onceonly_jobs.worker.tool_call import ToolCall, ToolOutcome, ToolSpec, call_tool
+
+
+def carry_out(ctx: JobContext, runtime: Runtime, allowed: Allowed) -> dict[str, Any] | Costed:
+    """The tool's answer as the run's result. Raises Fail and OutcomeUnknown, as the call ended."""
+    wanted = ctx.metadata
+    spec = _spec(ctx, runtime, wanted["tool"])
+    call = ToolCall(
+        agent_id=wanted["agent_id"],
+        tool=wanted["tool"],
+        args=wanted["args"],
+        spend_usd=wanted["spend_usd"],
+        run_id=wanted.get("run_id"),
+        request_id=f"{ctx.key}#{ctx.attempt}",
+        idempotency_key=idempotency_key(ctx),
+    )
+    return _result(call_tool(spec, call, allowed=allowed, stop=lambda: ctx.cancelled or ctx.lease_lost))
+
+
+def idempotency_key(ctx: JobContext) -> str:
+    """What the tool knows the call by: the same for every attempt, redelivery and repeat of it.
+
+    When the time for which a call answers its repeats is over, the next one is a new call with a new key.
+    """
+    parts = [ctx.tenant, ctx.key, ctx.first_seen_at.isoformat()]
+    return hashlib.sha256(canonical_json(parts)).hexdigest()
+
+
+@autocommit
+def _registered(tenant_id: str, agent_id: str, name: str) -> Operation[Tool | None]:
+    return (yield from for_call(tenant_id, agent_id, name))
+
+
+def _spec(ctx: JobContext, runtime: Runtime, name: str) -> ToolSpec:
+    """The tool as it is registered now. Raises Fail where it can't be called: then nothing was sent."""
+    tool = runtime.database.run(_registered, ctx.tenant, ctx.metadata["agent_id"], name)
+    if tool is None or not tool.enabled:
+        raise _not_made("the tool was removed or switched off before it was called")
+    try:
+        secret = tools.secret_of(tool, tools.vault_of(runtime.settings))
+    except SecretUnreadable as error:
+        raise _not_made(f"the tool's secret can't be read: {error}") from error
+    return ToolSpec(
+        name=tool.name,
+        url=tool.url,
+        secret=secret,
+        timeout_ms=tool.timeout_ms,
+        max_retries=tool.max_retries,
+        effect=Effect(tool.effect),
+    )
+
+
+def _not_made(message: str) -> Fail:
+    result = {"error": "tool_error", "status": None, "message": message}
+    return Fail("tool_error", message, result=result, repeatable=True, never_made=True)
+
+
+def _result(outcome: ToolOutcome) -> dict[str, Any] | Costed:
+    if outcome.kind == "executed":
+        return outcome.result if outcome.cost_usd is None else Costed(outcome.result, outcome.cost_usd)
+    message = str(outcome.result.get("message", "tool error"))
+    if outcome.unknown:
+        raise OutcomeUnknown(message, outcome.result)
+    raise Fail("tool_error", message, result=outcome.result, repeatable=True, never_made=not outcome.sent)
