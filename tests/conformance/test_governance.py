@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.storms import storm
 
 from onceonly_jobs.contracts.agents import SwitchRequest
 from onceonly_jobs.contracts.leases import CancelRequest
@@ -87,23 +88,6 @@ class Governed:
 @pytest.fixture
 def governed(db: Database, caller: Caller) -> Governed:
     return Governed(db, caller)
-
-
-def storm(size: int, question: Any) -> list[Any]:
-    barrier = threading.Barrier(size)
-    answers: list[Any] = []
-
-    def one() -> None:
-        barrier.wait()
-        answers.append(question())
-
-    threads = [threading.Thread(target=one) for _ in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(answers) == size
-    return answers
 
 
 def test_a_dollar_a_day_at_seven_cents_is_exactly_fourteen_calls(governed: Governed) -> None:

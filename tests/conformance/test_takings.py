@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from support.storms import storm
 
 from onceonly_jobs.contracts.leases import (
     CancelRequest,
@@ -66,24 +67,6 @@ def lease_call(caller: Caller, key: str = "k", **more: Any) -> tuple[Any, ...]:
 
 def run_call(caller: Caller, key: str = "k") -> tuple[Any, ...]:
     return runs.take, caller, runs.job_taking(caller, ECHO, key=key, ttl_s=60, metadata=None)
-
-
-def storm(size: int, question: Callable[[], Any]) -> list[Any]:
-    """Everybody asks at once."""
-    barrier = threading.Barrier(size)
-    answers: list[Any] = []
-
-    def one() -> None:
-        barrier.wait()
-        answers.append(question())
-
-    threads = [threading.Thread(target=one) for _ in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(answers) == size
-    return answers
 
 
 def test_first_is_locked_and_second_is_told_when(ask: Any, caller: Caller) -> None:
