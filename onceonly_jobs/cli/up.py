@@ -64,10 +64,21 @@ def _announce(running: Running) -> None:
         '    curl -s "$ONCEONLY_BASE_URL/check-lock" -H "Authorization: Bearer $ONCEONLY_API_KEY" \\',
         """      -H 'Content-Type: application/json' -d '{"key": "order:42", "ttl": 60}'""",
         "",
+        *_about_tools(),
         "  Ctrl-C ends everything; the data stays.",
         "",
     ]
     typer.echo("\n".join(lines))
+
+
+def _about_tools() -> list[str]:
+    """What `up` opens that a deployment would not."""
+    if os.environ.get("ONCEONLY_TOOL_ALLOW"):
+        return []
+    return [
+        "  Tools may be on this machine: ONCEONLY_TOOL_ALLOW is `loopback` here, and empty elsewhere.",
+        "",
+    ]
 
 
 def flower(
