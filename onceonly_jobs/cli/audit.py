@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Annotated
 
 import typer
@@ -54,15 +56,29 @@ def export(
     from_seal: Annotated[int, typer.Option(min=1, help="First seal to export.")] = 1,
 ) -> None:
     """Write seals and their rows as JSONL, to be verified without the database."""
+    lines = service.export(_database(), from_seal)
     try:
         if to is None:
-            for line in service.export(_database(), from_seal):
+            for line in lines:
                 typer.echo(line)
-            return
-        with to.open("w", encoding="utf-8", newline="\n") as out:
-            out.writelines(f"{line}\n" for line in service.export(_database(), from_seal))
+        else:
+            _write(to, lines)
     except LookupError as error:
         raise ConfigError(str(error)) from None
+
+
+def _write(to: Path, lines: Iterable[str]) -> None:
+    """The lines in a file, or the file as it was: half an export would look like an attack."""
+    with NamedTemporaryFile(
+        "w", dir=to.parent, prefix=f".{to.name}.", encoding="utf-8", newline="\n", delete=False
+    ) as out:
+        try:
+            out.writelines(f"{line}\n" for line in lines)
+            out.flush()
+            Path(out.name).replace(to)
+        except BaseException:
+            Path(out.name).unlink()
+            raise
 
 
 @audit.command()

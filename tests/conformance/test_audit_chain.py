@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from typer.testing import CliRunner
 
 from onceonly_jobs import audit_verifier
 from onceonly_jobs.audit_verifier import Chain, Finding, verify_export
+from onceonly_jobs.cli.main import build
 from onceonly_jobs.config import Settings
 from onceonly_jobs.dispatch.broker import Publisher
 from onceonly_jobs.dispatch.hints import HintSender
 from onceonly_jobs.dispatch.relay import Relay
+from onceonly_jobs.errors import ConfigError
 from onceonly_jobs.services import audit
 from onceonly_jobs.store.database import Database
 from onceonly_jobs.store.tables import audit_decisions, audit_outcomes, audit_seals
@@ -510,3 +513,54 @@ def test_a_sealer_that_fails_does_not_slow_the_relay(settings: Settings, trail: 
     trail.grow()
     relay = _relay(settings, trail.db)
     assert [relay.tick() for _ in range(3)] == [settings.relay_interval_s] * 3
+
+
+@pytest.fixture
+def command(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+    """`onceonly-jobs audit` in this process: exit status and what it printed."""
+    monkeypatch.setenv("ONCEONLY_DATABASE_URL", database_url)
+
+    def run(*words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(build(["audit"]), ["audit", *words])
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return done.exit_code, done.output
+
+    return run
+
+
+def test_the_commands_say_what_holds_and_what_does_not(
+    sealed: Trail, command: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    sealed.grow()
+    head, path = sealed.head(), str(tmp_path / "export.jsonl")
+    assert command("head") == (0, f"{head}\n")
+    assert command("verify", "--head", head) == (0, f"ok: 18 rows, head {head}; not yet sealed: 2\n")
+    assert command("export", "--to", path) == (0, "")
+    assert command("export")[1] == Path(path).read_text()
+    assert command("verify", "--file", path, "--head", head) == (0, f"ok: 18 rows, head {head}\n")
+    sealed.attack("UPDATE audit_decisions SET allowed = false WHERE id = 5")
+    assert command("verify") == (1, "seal 2, decision 5: changed since it was sealed\n")
+    sealed.attack(*CUT_OFF)
+    status, printed = command("verify", "--head", head)
+    assert (status, "seal 3: no such seal with the hash" in printed) == (1, True)
+    with pytest.raises(ConfigError, match="there is no seal 8"):
+        command("export", "--from-seal", "9")
+
+
+def test_an_export_that_fails_leaves_no_file_behind(
+    sealed: Trail, command: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    path = tmp_path / "export.jsonl"
+    path.write_text("last month's")
+    with pytest.raises(ConfigError):
+        command("export", "--from-seal", "9", "--to", str(path))
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["last month's"]
+
+
+def test_an_untouched_trail_has_the_head_of_nothing(
+    trail: Trail, command: Callable[..., tuple[int, str]]
+) -> None:
+    assert command("head") == (0, f"0:{audit_verifier.GENESIS}\n")
+    assert command("verify")[0] == 0
+    assert _export_findings(_exported(trail)) == []
