@@ -57,7 +57,8 @@ class SettleRequest(Wire):
 
 
 class UnknownItem(BaseModel):
-    """A call that may have happened. `idempotency_key` is what the tool knows it by."""
+    """A call that may have happened. `idempotency_key` is what the tool knows it by; `confirm_at` when its confirmer is
+    asked next, if it has one and that has not been asked often enough."""
 
     key: str
     agent_id: str
@@ -70,6 +71,8 @@ class UnknownItem(BaseModel):
     reserved_usd: float
     decision_id: int
     idempotency_key: str
+    confirmations: int
+    confirm_at: str | None
 
 
 class UnknownAnswer(BaseModel):

@@ -12,7 +12,7 @@ from onceonly_jobs.dispatch.brief import brief
 from onceonly_jobs.dispatch.broker import Publisher
 from onceonly_jobs.dispatch.epoch import Epoch
 from onceonly_jobs.dispatch.hints import HintSender
-from onceonly_jobs.services import audit, claims, runs
+from onceonly_jobs.services import audit, claims, runs, unknown
 from onceonly_jobs.store.database import Database
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,8 @@ class Relay:
         ]
         # Not among these: a trail that can't be sealed now must not slow down the runs.
         self._tried("sealing the audit trail", lambda: self._seal(stop_at))
+        if answered[-1] is not None:  # a question that the broker does not take would be lost
+            self._tried("confirming", self._confirm)
         if None in answered:
             self._failures += 1
             return min(MAX_PAUSE_S, self._settings.relay_interval_s * 2.0 ** min(self._failures, 10))
@@ -119,6 +121,13 @@ class Relay:
                 return False
             if time.monotonic() > stop_at:
                 return True
+
+    def _confirm(self) -> bool:
+        """Let workers ask the tools whether calls of unknown outcome have happened."""
+        batch = self._settings.relay_batch
+        while self._publisher.publish(self._database.run(unknown.take_confirmable, batch)) == batch:
+            pass
+        return False
 
     def _full_queues(self) -> list[str]:
         """Queues that hold enough messages already. What is theirs waits in the database."""

@@ -10,10 +10,15 @@ from onceonly_jobs.domain.states import RunState
 from onceonly_jobs.errors import NotFound, SettlementConflict, SettlementReason
 from onceonly_jobs.services.claims import actual_micro_usd
 from onceonly_jobs.services.leases import WIRE_STATES
-from onceonly_jobs.store import events, runs
+from onceonly_jobs.store import events, runs, tools
 from onceonly_jobs.store import unknown as store
+from onceonly_jobs.store.claims import Due
 from onceonly_jobs.store.statement import Operation, autocommit
+from onceonly_jobs.store.tools import Tool
 from onceonly_jobs.store.unknown import Settled, Settlement, UnknownCall, Verdict
+
+CONFIRM = "onceonly.confirm"
+"""The Celery task that asks a tool whether a call has happened."""
 
 
 @autocommit
@@ -96,3 +101,19 @@ def _refuse(tenant_id: str, request: SettleRequest) -> Operation[NoReturn]:
     # Still unknown after a settlement that found nothing: it was meant for an earlier call.
     reason: SettlementReason = "other_call" if run.state is RunState.UNKNOWN else "not_unknown"
     raise SettlementConflict(reason, request.key, status=WIRE_STATES[run.state])
+
+
+@autocommit
+def take_confirmable(batch: int) -> Operation[list[Due]]:
+    """Messages about unknown calls whose tool is to be asked now."""
+    return (yield from store.take_confirmable(batch, CONFIRM))
+
+
+@autocommit
+def confirmable(run: int) -> Operation[tuple[UnknownCall, Tool] | None]:
+    """An unknown call and the tool to ask about it; None when it is settled, or nobody can be asked."""
+    call = yield from store.by_id(run)
+    if call is None:
+        return None
+    tool = yield from tools.for_call(call.tenant_id, call.agent_id, call.tool)
+    return None if tool is None or tool.confirm_url is None else (call, tool)

@@ -125,6 +125,9 @@ runs = sa.Table(
     sa.Column("effect", sa.Text),
     _required("repeatable", sa.Boolean(), "false"),
     sa.Column("retention_s", sa.Integer),
+    # Of an unknown call: when its tool is asked next whether it has happened, and how often it was.
+    sa.Column("confirm_at", Time),
+    _required("confirmations", sa.Integer(), "0"),
     sa.Column("decision_id", sa.BigInteger),
     # What the decision reserved, and for which windows of its agent: given back or settled there.
     # By this name the policy knows the run: its job's, or for a tool call the tool's.
@@ -136,6 +139,11 @@ runs = sa.Table(
     sa.CheckConstraint(
         "state IN ('queued', 'in_progress', 'completed', 'failed', 'cancelled')", name="state"
     ),
+    # What waits to be settled, and whose tool is to be asked.
+    sa.Index(
+        "ix_runs_unknown", "tenant_id", "started_at", "id", postgresql_where=sa.text("state = 'unknown'")
+    ),
+    sa.Index("ix_runs_confirm", "confirm_at", postgresql_where=sa.text("state = 'unknown'")),
     # The relay's two questions: what is due, and whose claim has expired.
     sa.Index("ix_runs_due", "publish_at", postgresql_where=sa.text("state = 'queued'")),
     # The kill switch's question.

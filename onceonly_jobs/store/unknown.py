@@ -11,7 +11,8 @@ import sqlalchemy as sa
 from onceonly_jobs.domain.fingerprint import compact_json
 from onceonly_jobs.domain.runs import Run
 from onceonly_jobs.domain.states import RunState
-from onceonly_jobs.store.rows import RETAINED, RUN_COLUMNS, finished, to_run
+from onceonly_jobs.store.claims import Due
+from onceonly_jobs.store.rows import CONFIRM_PAUSES_S, RETAINED, RUN_COLUMNS, finished, to_run
 from onceonly_jobs.store.statement import Statement, many, one_or_none
 
 DID_NOT_HAPPEN = "did_not_happen"
@@ -35,14 +36,19 @@ class UnknownCall:
     first_seen_at: datetime
     reserved_micro_usd: int
     decision_id: int
+    confirmations: int
+    """How often its tool was asked."""
+    confirm_at: datetime | None
+    """When it is asked next; None: it is a person's turn."""
 
+
+_COLUMNS = """tenant_id, key, run_id, agent_id, tool, effect, coalesce(metadata->'args', '{}') AS args,
+    error_message AS message, started_at, first_seen_at, reserved_micro_usd, decision_id, confirmations, confirm_at"""
 
 _OF_TENANT = "state = 'unknown' AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)"
 
 _LIST = sa.text(f"""
-SELECT tenant_id, key, run_id, agent_id, tool, effect, coalesce(metadata->'args', '{{}}') AS args,
-       error_message AS message, started_at, first_seen_at, reserved_micro_usd, decision_id
-FROM runs WHERE {_OF_TENANT}
+SELECT {_COLUMNS} FROM runs WHERE {_OF_TENANT}
 ORDER BY started_at, id LIMIT :limit OFFSET :offset
 """)
 
@@ -173,3 +179,34 @@ def verdict(tenant_id: str, key: str) -> Statement[Verdict | None]:
         )
 
     return Statement("unknown.verdict", _VERDICT, one_or_none(read), {"tenant_id": tenant_id, "key": key})
+
+
+_TAKE = sa.text("""
+WITH due AS (
+    SELECT id FROM runs WHERE state = 'unknown' AND confirm_at <= onceonly_now()
+    ORDER BY confirm_at LIMIT :batch FOR UPDATE SKIP LOCKED
+)
+UPDATE runs r SET confirmations = confirmations + 1, confirm_at = onceonly_now() + make_interval(
+    secs => (CAST(:pauses AS double precision[]))[confirmations + 2])
+FROM due WHERE r.id = due.id
+RETURNING r.id, r.tenant_id, r.key, r.agent_id, r.queue, onceonly_now() AS due_at
+""")
+
+
+def take_confirmable(batch: int, job: str) -> Statement[list[Due]]:
+    """Unknown calls whose tool is to be asked now, as messages for `job`; the time of the next question is kept."""
+
+    def read(result: sa.CursorResult[Any]) -> list[Due]:
+        return [Due(**row, job=job) for row in result.mappings()]
+
+    return Statement(
+        "unknown.take_confirmable", _TAKE, read, {"batch": batch, "pauses": list(CONFIRM_PAUSES_S)}
+    )
+
+
+_BY_ID = sa.text(f"SELECT {_COLUMNS} FROM runs WHERE id = :id AND state = 'unknown'")
+
+
+def by_id(run: int) -> Statement[UnknownCall | None]:
+    """A call by its row; None when its outcome is known."""
+    return Statement("unknown.by_id", _BY_ID, one_or_none(lambda row: UnknownCall(**row)), {"id": run})

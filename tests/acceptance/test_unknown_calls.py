@@ -5,18 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from onceonly import OnceOnly
 from support.sdk_tenants import Tenant
-from support.tool_server import ToolServer, broken_off, ok
+from support.tool_server import Behaviour, ToolServer, broken_off, ok, status
 
+from onceonly_jobs.domain.signatures import verify
 from onceonly_jobs.local.subprocess_system import LocalSystem
+from onceonly_jobs.store.database import Database
 
 AGENT = "accountant"
+SECRET = "a shared secret"
 
 
 class Books:
@@ -27,13 +32,27 @@ class Books:
         headers = {"Authorization": f"Bearer {tenant.api_key}"}
         self.http = httpx.Client(base_url=system.base_url, headers=headers, timeout=40)
         self.sdk = OnceOnly(api_key=tenant.api_key, base_url=system.base_url, timeout=40)
-        auth = {"type": "hmac_sha256", "secret": "a shared secret"}
+        auth = {"type": "hmac_sha256", "secret": SECRET}
         self.sdk.gov.create_tool(
             {"name": "pay", "url": tool.url, "scope_id": "global", "auth": auth, "effect": "irreversible"}
+        )
+        confirm_url = f"{tool.url}/confirm"
+        self.sdk.gov.create_tool(
+            {
+                "name": "ship",
+                "url": tool.url,
+                "scope_id": "global",
+                "auth": auth,
+                "effect": "reconcilable",
+                "confirm_url": confirm_url,
+            }
         )
 
     def pay(self, **args: Any) -> Any:
         return self.sdk.ai.run_tool(agent_id=AGENT, tool="pay", args=args, spend_usd=0.5)
+
+    def ship(self, **args: Any) -> Any:
+        return self.sdk.ai.run_tool(agent_id=AGENT, tool="ship", args=args, spend_usd=0.5)
 
     def lose(self, **args: Any) -> dict[str, Any]:
         """Pay, and lose the answer; the call as it is listed."""
@@ -138,3 +157,79 @@ def test_the_command_line_does_not_overturn_a_settlement(books: Books) -> None:
     books.command("settle", item["key"], "--did-not-happen", "--tenant", tenant)
     said = books.command("settle", item["key"], "--happened", "--tenant", tenant, status=2)
     assert "already been settled the other way" in said
+
+
+@pytest.mark.parametrize(
+    ("answer", "decision", "result"),
+    [
+        ({"happened": True, "result": {"parcel": 1}}, "dedup", {"parcel": 1}),
+        ({"happened": False}, "executed", {"parcel": 2}),
+    ],
+)
+def test_a_reconcilable_call_is_settled_by_its_tool(
+    books: Books, answer: dict[str, Any], decision: str, result: dict[str, Any]
+) -> None:
+    books.tool.script(broken_off(), ok(answer), ok({"parcel": 2}))
+    assert books.ship(to="e").policy_reason == "outcome_unknown"
+    [item] = books.unknown()
+    _until(lambda: books.unknown() == [])
+    call, question = books.tool.requests
+    verify(SECRET, question.body, question.headers, time.time())
+    assert question.path.endswith("/confirm")
+    assert question.json == {
+        "idempotency_key": call.json["idempotency_key"],
+        "tool": "ship",
+        "agent_id": AGENT,
+        "args": {"to": "e"},
+    }
+    settled = books.http.get(f"/runs/{item['run_id']}").json()["events"][-1]
+    assert (settled["type"], settled["data"]["actor"]) == ("settled", "confirmer")
+    assert books.spent() == (0.5 if answer["happened"] else 0)
+    again = books.ship(to="e")
+    assert (again.decision, again.result) == (decision, result)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        status(500),
+        status(404),
+        broken_off(),
+        status(200, b"happened"),
+        ok({"happened": None}),
+        ok({"happened": 1, "result": {}}),
+        ok({"happened": True}),
+        ok({"happened": False, "result": {}}),
+        ok([True]),
+    ],
+)
+def test_a_confirmer_that_can_not_tell_settles_nothing(
+    books: Books, accounts: Database, answer: Behaviour
+) -> None:
+    books.tool.script(broken_off(), answer)
+    books.ship(to="f")
+    [item] = books.unknown()
+    hurry(accounts, item)
+    _until(lambda: len(books.tool.requests) == 2)
+    time.sleep(0.3)
+    [item] = books.unknown()
+    assert (item["confirmations"], item["confirm_at"] is None) == (1, False)
+    books.tool.script(ok({"happened": True, "result": {"parcel": 3}}))
+    hurry(accounts, item)
+    _until(lambda: books.unknown() == [])
+
+
+def hurry(accounts: Database, item: dict[str, Any]) -> None:
+    """Have the tool asked at once."""
+    query = sa.text(
+        "UPDATE runs SET confirm_at = onceonly_now() WHERE decision_id = :id AND state = 'unknown'"
+    )
+    with accounts.engine.begin() as connection:
+        assert connection.execute(query, {"id": item["decision_id"]}).rowcount == 1
+
+
+def _until(done: Callable[[], bool], within_s: float = 20) -> None:
+    end = time.monotonic() + within_s
+    while not done():
+        assert time.monotonic() < end, "in vain"
+        time.sleep(0.1)

@@ -25,6 +25,7 @@ from onceonly_jobs.services.claims import Ending
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.calls import Judged
 from onceonly_jobs.store.database import Database
+from onceonly_jobs.store.rows import CONFIRM_PAUSES_S
 from onceonly_jobs.store.unknown import UnknownCall, Verdict
 from onceonly_jobs.store.vault import Vault
 from onceonly_jobs.testing import Clock
@@ -360,3 +361,66 @@ def test_what_a_dead_worker_left_unknown_is_settled_the_same_way(payments: Payme
 def test_a_settlement_that_says_two_things_or_none_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         SettleRequest.model_validate({"key": "k", **fields})
+
+
+def test_a_reconcilable_call_is_confirmed_a_few_times_with_growing_pauses(
+    payments: Payments, clock: Clock
+) -> None:
+    payments.register("ship", "reconcilable")
+    payments.lose(tool="pay")
+    key = payments.lose(tool="ship")
+    asked: list[int] = []
+    for pause_s in CONFIRM_PAUSES_S:
+        clock.advance(pause_s - 2)
+        assert payments.db.run(unknown.take_confirmable, 10) == []
+        clock.advance(3)
+        [due] = payments.db.run(unknown.take_confirmable, 10)
+        assert (due.key, due.job, due.queue) == (key, unknown.CONFIRM, "q")
+        asked.append(payments.list()[1][1].confirmations)
+    assert asked == list(range(1, len(CONFIRM_PAUSES_S) + 1))
+    assert payments.list()[1][1].confirm_at is None
+    clock.advance(30 * DAY_S)
+    assert payments.db.run(unknown.take_confirmable, 10) == []
+    assert payments.list()[0] == 2, "and then it is a person's turn"
+
+
+def test_what_a_dead_worker_left_of_a_reconcilable_call_is_confirmed_too(
+    payments: Payments, clock: Clock
+) -> None:
+    payments.register("ship", "reconcilable")
+    claim = payments.claim(payments.ask(tool="ship"))
+    clock.advance(LEASE_S + 1)
+    payments.db.run(claims.reap, 10, WEEK_S)
+    clock.advance(CONFIRM_PAUSES_S[0] + 1)
+    assert [due.id for due in payments.db.run(unknown.take_confirmable, 10)] == [claim.id]
+    held = payments.db.run(unknown.confirmable, claim.id)
+    assert held is not None
+    assert (held[0].key, held[1].confirm_url) == (claim.key, "https://tools.example.com/confirm")
+
+
+def test_a_settled_call_is_not_asked_about(payments: Payments, clock: Clock) -> None:
+    payments.register("ship", "reconcilable")
+    payments.settle(payments.lose(tool="ship"), True)
+    clock.advance(60)
+    assert payments.db.run(unknown.take_confirmable, 10) == []
+
+
+def test_many_relays_ask_about_a_call_once(payments: Payments, clock: Clock) -> None:
+    payments.register("ship", "reconcilable")
+    for n in range(20):
+        payments.lose(f"to{n}", tool="ship")
+    clock.advance(CONFIRM_PAUSES_S[0] + 1)
+    barrier = threading.Barrier(8)
+    taken: list[int] = []
+
+    def relay() -> None:
+        barrier.wait()
+        for _ in range(10):
+            taken.extend(due.id for due in payments.db.run(unknown.take_confirmable, 3))
+
+    threads = [threading.Thread(target=relay) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == len(set(taken)) == 20

@@ -73,6 +73,8 @@ def test_an_unknown_call_is_listed_as_documented(api: Api, recent: Any) -> None:
         "since": recent,
         "message": "no answer",
         "reserved_usd": 0.5,
+        "confirmations": 0,
+        "confirm_at": None,
     }
 
 

@@ -46,6 +46,8 @@ def _item(call: UnknownCall) -> dict[str, Any]:
         "reserved_usd": usd(call.reserved_micro_usd),
         "decision_id": call.decision_id,
         "idempotency_key": idempotency_key(call.tenant_id, call.key, call.first_seen_at),
+        "confirmations": call.confirmations,
+        "confirm_at": utc_iso(call.confirm_at),
     }
 
 
