@@ -137,7 +137,7 @@ runs = sa.Table(
     sa.UniqueConstraint("tenant_id", "key"),
     sa.CheckConstraint("owner IN ('caller', 'server')", name="owner"),
     sa.CheckConstraint(
-        "state IN ('queued', 'in_progress', 'completed', 'failed', 'cancelled')", name="state"
+        "state IN ('queued', 'in_progress', 'completed', 'failed', 'cancelled', 'unknown')", name="state"
     ),
     # What waits to be settled, and whose tool is to be asked.
     sa.Index(

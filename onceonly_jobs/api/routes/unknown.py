@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from onceonly_jobs.api.edge import Asking, ContractRoute, Held
 from onceonly_jobs.api.problems import invalid
 from onceonly_jobs.contracts.fields import utc_iso
-from onceonly_jobs.contracts.problem import problems
+from onceonly_jobs.contracts.problem import Problem, problems
 from onceonly_jobs.contracts.unknown import SettleAnswer, SettleRequest, UnknownAnswer
 from onceonly_jobs.domain.governance import usd
 from onceonly_jobs.services import unknown
@@ -18,6 +18,8 @@ from onceonly_jobs.services.calls import idempotency_key
 from onceonly_jobs.store.unknown import UnknownCall, Verdict
 
 router = APIRouter(route_class=ContractRoute, prefix="/ai", tags=["governance"])
+
+CONFLICT = "The outcome of this call is not unknown, or it was settled the other way; `reason` says which."
 
 
 @router.get("/unknown", response_model=UnknownAnswer, summary="Calls of unknown outcome")
@@ -55,7 +57,7 @@ def _item(call: UnknownCall) -> dict[str, Any]:
     "/settle",
     response_model=SettleAnswer,
     summary="Settle an unknown outcome",
-    responses=problems(404, 409, 413),
+    responses=problems(404, 413) | {409: {"model": Problem, "description": CONFLICT}},
 )
 async def settle(body: SettleRequest, state: Held, caller: Asking) -> JSONResponse:
     """`happened`: the call is completed, repeats of it get `result`, and its cost is booked. Otherwise it is failed
