@@ -81,6 +81,9 @@ class Settings(BaseSettings):
         0.5, description="How often the relay looks for due runs and expired claims, in seconds."
     )
     relay_batch: int = Field(500, ge=1, le=10_000, description="How many due runs the relay takes at once.")
+    audit_seal_s: PositiveSeconds = Field(
+        5, description="How often the relay seals new rows of the audit trail, in seconds."
+    )
     broker_backlog: int = Field(
         1000, ge=1, description="Messages in one queue above which the relay publishes no more to it."
     )

@@ -16,6 +16,7 @@ OnceOnlyError
     ├── ToolNotFound       404       no such tool for an agent
     ├── ToolNotRegistered  404       no such tool in a scope
     ├── LeaseConflict      409       lost, expired or finished lease
+    ├── SettlementConflict 409       the call is not unknown, or was settled the other way
     ├── FingerprintMismatch 409      the key was used for another request
     ├── DuplicateBlocked   409       check-lock duplicates, where configured so
     ├── PayloadTooLarge    413
@@ -249,6 +250,32 @@ class LeaseConflict(Refusal):
                 "key": key,
                 "status": status,
                 "version": version,
+            }
+        )
+
+
+SettlementReason = Literal["settled_otherwise", "not_unknown", "other_call"]
+
+_SETTLEMENT_MESSAGES: dict[SettlementReason, str] = {
+    "settled_otherwise": "this call has already been settled the other way; that stands",
+    "not_unknown": "the outcome of this call is not unknown; there is nothing to settle",
+    "other_call": "the key stands for another call now than the one of this decision_id",
+}
+
+
+class SettlementConflict(Refusal):
+    """The call can't be settled like this. Nothing was changed; the detail says how it stands."""
+
+    status = 409
+
+    def __init__(self, reason: SettlementReason, key: str, **facts: Any) -> None:
+        super().__init__(
+            {
+                "error": "settlement_conflict",
+                "reason": reason,
+                "message": _SETTLEMENT_MESSAGES[reason],
+                "key": key,
+                **facts,
             }
         )
 

@@ -11,7 +11,7 @@ from fastapi.security import HTTPBearer
 
 from onceonly_jobs.api.edge import CommonHeaders
 from onceonly_jobs.api.problems import install
-from onceonly_jobs.api.routes import account, ai, events, governance, health, locks, tools
+from onceonly_jobs.api.routes import account, ai, events, governance, health, locks, tools, unknown
 from onceonly_jobs.api.state import State
 from onceonly_jobs.config import Settings
 from onceonly_jobs.contracts.problem import problems
@@ -51,7 +51,15 @@ def create_app(settings: Settings) -> FastAPI:
     install(app)
     app.add_middleware(CommonHeaders)
     app.include_router(health.router)
-    for router in (locks.router, ai.router, account.router, events.router, governance.router, tools.router):
+    for router in (
+        locks.router,
+        ai.router,
+        account.router,
+        events.router,
+        governance.router,
+        tools.router,
+        unknown.router,
+    ):
         app.include_router(
             router, prefix="/v1", dependencies=[Depends(SHOWN_SCHEME)], responses=problems(*EVERYWHERE)
         )

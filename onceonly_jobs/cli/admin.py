@@ -109,7 +109,7 @@ def list_keys(
         )
         for key in _database().run(account.list_keys, tenant)
     ]
-    _table(["id", "tenant", "plan", "key", "rate limit", "created", "revoked"], rows)
+    show_table(["id", "tenant", "plan", "key", "rate limit", "created", "revoked"], rows)
 
 
 @keys.command("revoke")
@@ -136,7 +136,7 @@ def list_tenants() -> None:
         (tenant.id, tenant.plan.value, tenant.created_at, tenant.disabled_at)
         for tenant in _database().run(account.list_tenants)
     ]
-    _table(["tenant", "plan", "created", "disabled"], rows)
+    show_table(["tenant", "plan", "created", "disabled"], rows)
 
 
 @tenants.command("plan")
@@ -163,7 +163,8 @@ def _known(name: str, tenant: Tenant | None) -> Tenant:
     return tenant
 
 
-def _table(columns: list[str], rows: list[tuple[Any, ...]]) -> None:
+def show_table(columns: list[str], rows: list[tuple[Any, ...]]) -> None:
+    """Print rows below their headings; times to the second, nothing as `-`."""
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(_shown(cell) for cell in row))

@@ -26,6 +26,8 @@ _MODULES = {
     **dict.fromkeys(("api", "worker", "beat", "relay"), "parts"),
     **dict.fromkeys(("migrate", "keys", "tenants", "doctor"), "admin"),
     "demo": "demo",
+    "audit": "audit",
+    "unknown": "unknown",
 }
 """Which file has which command: a part of the system shall not load what only an operator needs."""
 

@@ -12,7 +12,7 @@ from onceonly_jobs.dispatch.brief import brief
 from onceonly_jobs.dispatch.broker import Publisher
 from onceonly_jobs.dispatch.epoch import Epoch
 from onceonly_jobs.dispatch.hints import HintSender
-from onceonly_jobs.services import claims, runs
+from onceonly_jobs.services import audit, claims, runs, unknown
 from onceonly_jobs.store.database import Database
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class Relay:
         self._queues = {settings.default_queue}
         self._queues_until = 0.0
         self._failures = 0
+        self._seal_at = 0.0
 
     def tick(self) -> float:
         """Do what is due now. Returns in how many seconds to come again; never raises."""
@@ -47,6 +48,10 @@ class Relay:
             self._tried("checking the broker", self._check_epoch),
             self._tried("publishing", lambda: self._publish(stop_at)),
         ]
+        # Not among these: a trail that can't be sealed now must not slow down the runs.
+        self._tried("sealing the audit trail", lambda: self._seal(stop_at))
+        if answered[-1] is not None:  # a question that the broker does not take would be lost
+            self._tried("confirming", self._confirm)
         if None in answered:
             self._failures += 1
             return min(MAX_PAUSE_S, self._settings.relay_interval_s * 2.0 ** min(self._failures, 10))
@@ -85,6 +90,17 @@ class Relay:
             if time.monotonic() > stop_at:
                 return True
 
+    def _seal(self, stop_at: float) -> bool:
+        """Seal what the audit trail has new, at most every `audit_seal_s`."""
+        if time.monotonic() < self._seal_at:
+            return False
+        self._seal_at = time.monotonic() + self._settings.audit_seal_s
+        while self._database.run(audit.seal) == audit.SEAL_BATCH:
+            if time.monotonic() > stop_at:
+                self._seal_at = 0.0
+                return True
+        return False
+
     def _check_epoch(self) -> bool:
         """A wiped broker has forgotten every message: publish all that is due, at once."""
         if self._epoch.ended():
@@ -105,6 +121,13 @@ class Relay:
                 return False
             if time.monotonic() > stop_at:
                 return True
+
+    def _confirm(self) -> bool:
+        """Let workers ask the tools whether calls of unknown outcome have happened."""
+        batch = self._settings.relay_batch
+        while self._publisher.publish(self._database.run(unknown.take_confirmable, batch)) == batch:
+            pass
+        return False
 
     def _full_queues(self) -> list[str]:
         """Queues that hold enough messages already. What is theirs waits in the database."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from onceonly_jobs.domain.canonical import args_hash
@@ -45,6 +46,15 @@ def call_key(agent_id: str, tool: str, hashed_args: str) -> str:
     """Where a call is kept: equal for equal agent, tool and arguments, whatever it was declared to cost."""
     digest = hashlib.sha256(canonical_json([agent_id, tool, hashed_args])).hexdigest()
     return f"tool:{tool[:64]}:{digest}"
+
+
+def idempotency_key(tenant_id: str, key: str, first_seen_at: datetime) -> str:
+    """What the tool knows the call by: the same for every attempt, redelivery and repeat of it.
+
+    When the time for which a call answers its repeats is over, the next one is a new call with a new key.
+    """
+    parts = [tenant_id, key, first_seen_at.isoformat()]
+    return hashlib.sha256(canonical_json(parts)).hexdigest()
 
 
 def judge(caller: Caller, wanted: Wanted) -> Operation[Judged]:

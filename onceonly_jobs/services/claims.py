@@ -79,7 +79,7 @@ def complete(
 
     What the run really cost, by cost_usd or the result's own field of that name, settles its reservation.
     """
-    actual = _actual_micro_usd(result.get("cost_usd") if cost_usd is None else cost_usd)
+    actual = actual_micro_usd(result.get("cost_usd") if cost_usd is None else cost_usd)
     stored = yield from store.complete(claim, result, result_hash(result), retention_s, actual)
     if stored:
         return Ending.STORED
@@ -122,7 +122,8 @@ def retry(claim: Claim, delay_s: float, error_code: str, message: str) -> Operat
     return (yield from _refused(claim, "queued", "retry"))
 
 
-def _actual_micro_usd(cost: Any) -> int | None:
+def actual_micro_usd(cost: Any) -> int | None:
+    """What was said to be the cost, in micro-dollars; None where that is no amount of money."""
     if isinstance(cost, int | float) and not isinstance(cost, bool) and 0 <= cost <= governance.MAX_USD:
         return governance.micro_usd(cost)
     return None

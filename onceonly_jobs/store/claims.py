@@ -12,7 +12,7 @@ from onceonly_jobs.domain.fingerprint import compact_json
 from onceonly_jobs.domain.runs import Claim
 from onceonly_jobs.store.events import event_row, recording
 from onceonly_jobs.store.governance import REASON, permission
-from onceonly_jobs.store.rows import CLAIM_COLUMNS, FINISH, finished, to_claim
+from onceonly_jobs.store.rows import CLAIM_COLUMNS, CONFIRM_LATER, FINISH, finished, to_claim
 from onceonly_jobs.store.statement import Statement, count, one_or_none
 
 _CLAIMABLE = "owner = 'server' AND state = 'queued' AND job = :job AND due_at <= onceonly_now()"
@@ -269,7 +269,8 @@ def fail(claim: Claim, failure: Failure, retention_s: int) -> Statement[bool]:
 _HOLD = sa.text(f"""
 WITH held AS (
     UPDATE runs SET state = 'unknown', version = version + 1, lease_until_at = NULL, publish_at = NULL,
-        error_code = 'outcome_unknown', error_message = CAST(:message AS text), result = CAST(:result AS json)
+        error_code = 'outcome_unknown', error_message = CAST(:message AS text), result = CAST(:result AS json),
+        {CONFIRM_LATER}
     WHERE {_CURRENT}
     RETURNING *
 ), holding AS ({event_row("'outcome_unknown'", "'unknown'", source="held", message="error_message")}
@@ -370,7 +371,8 @@ WITH expired AS (
     RETURNING r.*
 ), held AS (
     UPDATE runs r SET state = 'unknown', version = version + 1, lease_until_at = NULL, publish_at = NULL,
-        error_code = 'outcome_unknown', error_message = 'the worker was lost during the call'
+        error_code = 'outcome_unknown', error_message = 'the worker was lost during the call',
+        {CONFIRM_LATER}
     FROM expired WHERE r.id = expired.id AND NOT {_REPEATABLE}
     RETURNING r.*
 ), holding AS ({event_row("'outcome_unknown'", "'unknown'", source="held", message="error_message")}

@@ -24,6 +24,13 @@ FINISH = """version = version + 1, done_at = onceonly_now(), publish_at = NULL,
         THEN onceonly_now() + make_interval(secs => CAST(:retention_s AS integer))
         ELSE greatest(onceonly_now(), first_seen_at + make_interval(secs => retention_s)) END"""
 
+CONFIRM_PAUSES_S = (5, 30, 120, 600, 3600, 21_600)
+"""How long to wait before each question to a reconcilable tool; after the last one it is a person's turn."""
+
+# Not at once: the tool may still be at work on the call that got lost.
+CONFIRM_LATER = f"""confirmations = 0, confirm_at = CASE effect WHEN 'reconcilable'
+            THEN onceonly_now() + interval '{CONFIRM_PAUSES_S[0]} seconds' END"""
+
 _RUN_FIELDS = (
     "id key run_id version fencing_token lease_id lease_ttl_s lease_until_at deadline_at first_seen_at "
     "done_at result result_hash error_code read_at"

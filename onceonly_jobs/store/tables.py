@@ -33,6 +33,11 @@ def _required(name: str, kind: sa.types.TypeEngine[Any], default: str | None = N
     return sa.Column(name, kind, nullable=False, server_default=None if default is None else sa.text(default))
 
 
+def _written_by() -> sa.Column[Any]:
+    """The transaction that wrote the row: what has not been sealed yet is found by it."""
+    return _required("transaction_id", sa.BigInteger(), "CAST(CAST(pg_current_xact_id() AS text) AS bigint)")
+
+
 def _identity(always: bool = True) -> sa.Column[int]:
     return sa.Column("id", sa.BigInteger, sa.Identity(always=always), primary_key=True)
 
@@ -120,6 +125,9 @@ runs = sa.Table(
     sa.Column("effect", sa.Text),
     _required("repeatable", sa.Boolean(), "false"),
     sa.Column("retention_s", sa.Integer),
+    # Of an unknown call: when its tool is asked next whether it has happened, and how often it was.
+    sa.Column("confirm_at", Time),
+    _required("confirmations", sa.Integer(), "0"),
     sa.Column("decision_id", sa.BigInteger),
     # What the decision reserved, and for which windows of its agent: given back or settled there.
     # By this name the policy knows the run: its job's, or for a tool call the tool's.
@@ -129,8 +137,13 @@ runs = sa.Table(
     sa.UniqueConstraint("tenant_id", "key"),
     sa.CheckConstraint("owner IN ('caller', 'server')", name="owner"),
     sa.CheckConstraint(
-        "state IN ('queued', 'in_progress', 'completed', 'failed', 'cancelled')", name="state"
+        "state IN ('queued', 'in_progress', 'completed', 'failed', 'cancelled', 'unknown')", name="state"
     ),
+    # What waits to be settled, and whose tool is to be asked.
+    sa.Index(
+        "ix_runs_unknown", "tenant_id", "started_at", "id", postgresql_where=sa.text("state = 'unknown'")
+    ),
+    sa.Index("ix_runs_confirm", "confirm_at", postgresql_where=sa.text("state = 'unknown'")),
     # The relay's two questions: what is due, and whose claim has expired.
     sa.Index("ix_runs_due", "publish_at", postgresql_where=sa.text("state = 'queued'")),
     # The kill switch's question.
@@ -292,7 +305,8 @@ audit_decisions = sa.Table(
     "audit_decisions",
     metadata,
     # Append-only: the serving role may insert and read, never change. A run names its decision in the
-    # statement that makes both, so the id may be given.
+    # statement that makes both, so the id may be given. Sealed rows are hashed without their NULLs: columns
+    # that are added later have to be nullable, or every seal would break.
     _identity(always=False),
     _required("tenant_id", sa.Text()),
     _required("at", Time, "onceonly_now()"),
@@ -308,6 +322,8 @@ audit_decisions = sa.Table(
     sa.Column("args_hash", sa.Text),
     _required("spend_micro_usd", sa.BigInteger(), "0"),
     sa.Column("policy_version", sa.Integer),
+    _written_by(),
+    sa.Index("ix_audit_decisions_written", "transaction_id", "id"),
     sa.Index("ix_audit_decisions_run", "tenant_id", "run_key"),
     sa.Index("ix_audit_decisions_agent", "tenant_id", "agent_id", sa.text("id DESC")),
 )
@@ -324,6 +340,34 @@ audit_outcomes = sa.Table(
     _required("spend_micro_usd", sa.BigInteger(), "0"),
     _required("overrun", sa.Boolean(), "false"),
     sa.Column("latency_ms", sa.BigInteger),
+    _written_by(),
+    sa.Index("ix_audit_outcomes_written", "transaction_id", "decision_id"),
 )
 
-APPEND_ONLY = (audit_decisions, audit_outcomes, policy_versions)
+audit_seals = sa.Table(
+    "audit_seals",
+    metadata,
+    # A chain: `previous` is unique, so it cannot fork, whoever seals.
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("previous", sa.Text, nullable=False, unique=True),
+    _required("hash", sa.Text()),
+    _required("row_count", sa.Integer()),
+    _required("sealed_at", Time),
+    # Of `cluster`, a Postgres system identifier, every row of an older transaction than this one is sealed.
+    _required("horizon", sa.BigInteger()),
+    _required("cluster", sa.BigInteger()),
+)
+
+audit_sealed = sa.Table(
+    "audit_sealed",
+    metadata,
+    # Each row is sealed once: the primary key says so.
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("row_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    _required("seal", sa.BigInteger()),
+    _required("position", sa.Integer()),
+    _required("row_hash", sa.Text()),
+    sa.UniqueConstraint("seal", "position"),
+)
+
+APPEND_ONLY = (audit_decisions, audit_outcomes, policy_versions, audit_seals, audit_sealed)

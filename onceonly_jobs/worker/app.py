@@ -20,7 +20,8 @@ from onceonly_jobs.dispatch.celeryconf import queue, worker_conf
 from onceonly_jobs.services import claims
 from onceonly_jobs.store.database import Database
 from onceonly_jobs.telemetry import configure_logging
-from onceonly_jobs.worker.handlers import builtin
+from onceonly_jobs.worker import confirm
+from onceonly_jobs.worker.handlers import allowed_addresses, builtin
 from onceonly_jobs.worker.jobs import Job, Registry, default_registry
 from onceonly_jobs.worker.lifecycle import Fate, Outcome, run_job
 from onceonly_jobs.worker.runtime import Runtime
@@ -51,6 +52,7 @@ def create_worker(settings: Settings | None = None, registry: Registry | None = 
     )
     for job in jobs:
         _add_task(app, runtime, job)
+    confirm.add_task(app, runtime, allowed_addresses(settings))
     app.onceonly = runtime
     _connect_signals(app, runtime, jobs)
     return app

@@ -26,7 +26,7 @@ def builtin(runtime: Runtime) -> Registry:
     """The jobs that every worker serves. A deployment's own job of the same name takes precedence."""
     registry = Registry()
     settings = runtime.settings
-    allowed = _allowed(settings)
+    allowed = allowed_addresses(settings)
 
     @registry.job
     def echo(ctx: JobContext) -> dict[str, Any]:
@@ -59,7 +59,8 @@ def builtin(runtime: Runtime) -> Registry:
     return registry
 
 
-def _allowed(settings: Settings) -> Allowed:
+def allowed_addresses(settings: Settings) -> Allowed:
+    """Where tools may be, beside the public addresses. Raises ConfigError."""
     try:
         return Allowed.parse(settings.tool_allow)
     except ValueError as error:

@@ -121,10 +121,10 @@ def _body(call: ToolCall) -> bytes:
 
 
 def _attempt(spec: ToolSpec, call: ToolCall, body: bytes, allowed: Allowed) -> _Tried:
-    headers = _headers(spec, call, body)
+    headers = signed_headers(spec.secret, body, call.idempotency_key)
     try:
         answer = post(
-            _url(spec.url),
+            url_of(spec.url),
             headers,
             body,
             allowed=allowed,
@@ -140,18 +140,20 @@ def _attempt(spec: ToolSpec, call: ToolCall, body: bytes, allowed: Allowed) -> _
     return _Tried(Attempted(Reach.ANSWERED, answer.status), complaint_of(answer), answer)
 
 
-def _headers(spec: ToolSpec, call: ToolCall, body: bytes) -> dict[str, str]:
+def signed_headers(secret: str, body: bytes, idempotency_key: str) -> dict[str, str]:
+    """What a request to a tool carries, so that the tool can tell who sent it, when, and about which call."""
     return {
         "Content-Type": "application/json",
         "Accept": "application/json",
         "Accept-Encoding": "identity",  # what is read is what was sent, and no larger
         "User-Agent": f"onceonly-jobs/{onceonly_jobs.__version__}",
-        "X-OnceOnly-Idempotency-Key": call.idempotency_key,
-        **sign(spec.secret, body, int(time.time()), call.idempotency_key),
+        "X-OnceOnly-Idempotency-Key": idempotency_key,
+        **sign(secret, body, int(time.time()), idempotency_key),
     }
 
 
-def _url(text: str) -> httpx.URL:
+def url_of(text: str) -> httpx.URL:
+    """The URL of a tool. Raises Forbidden for what is none."""
     try:
         url = httpx.URL(text)
     except (httpx.InvalidURL, UnicodeError) as error:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from onceonly_jobs.domain.addresses import Allowed
 from onceonly_jobs.domain.effects import Effect
-from onceonly_jobs.domain.fingerprint import canonical_json
 from onceonly_jobs.errors import SecretUnreadable
 from onceonly_jobs.services import tools
+from onceonly_jobs.services.calls import idempotency_key
 from onceonly_jobs.store.statement import Operation, autocommit
 from onceonly_jobs.store.tools import Tool, for_call
 from onceonly_jobs.worker.context import JobContext
@@ -29,18 +28,9 @@ def carry_out(ctx: JobContext, runtime: Runtime, allowed: Allowed) -> dict[str, 
         spend_usd=wanted["spend_usd"],
         run_id=wanted.get("run_id"),
         request_id=f"{ctx.key}#{ctx.attempt}",
-        idempotency_key=idempotency_key(ctx),
+        idempotency_key=idempotency_key(ctx.tenant, ctx.key, ctx.first_seen_at),
     )
     return _result(call_tool(spec, call, allowed=allowed, stop=lambda: ctx.cancelled or ctx.lease_lost))
-
-
-def idempotency_key(ctx: JobContext) -> str:
-    """What the tool knows the call by: the same for every attempt, redelivery and repeat of it.
-
-    When the time for which a call answers its repeats is over, the next one is a new call with a new key.
-    """
-    parts = [ctx.tenant, ctx.key, ctx.first_seen_at.isoformat()]
-    return hashlib.sha256(canonical_json(parts)).hexdigest()
 
 
 @autocommit

@@ -12,9 +12,10 @@ import sqlalchemy as sa
 from onceonly_jobs.domain.plans import Kind
 from onceonly_jobs.domain.runs import Claim
 from onceonly_jobs.domain.states import Owner
-from onceonly_jobs.store import account, claims, events, leases, locks, runs, usage
+from onceonly_jobs.store import account, claims, events, leases, locks, runs, unknown, usage
 from onceonly_jobs.store.runs import Taking
 from onceonly_jobs.store.statement import Statement
+from onceonly_jobs.store.unknown import Settlement
 
 ROWS = 20_000
 TABLES = (
@@ -87,6 +88,10 @@ HOT: list[Statement[Any]] = [
     claims.retry(CLAIM, 1, "x", "x"),
     claims.reap(100, 60),
     claims.take_due(100, 2, []),
+    unknown.take_confirmable(100, "x"),
+    unknown.calls("t2", 50, 0),
+    unknown.settle("t2", Settlement(key="k7", happened=True, actor="x"), 60),
+    unknown.verdict("t2", "k7"),
     events.timeline("t2", "k7", 200, 0),
     events.timeline_length("t2", "k7"),
     events.latest("t2", "", 50, 0),

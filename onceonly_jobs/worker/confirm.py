@@ -1,0 +1,105 @@
+"""Asks a reconcilable tool whether a call of unknown outcome has happened, and settles it by the answer."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from celery import Celery
+from pydantic import ValidationError
+
+from onceonly_jobs.contracts.unknown import SettleRequest
+from onceonly_jobs.domain.addresses import Allowed
+from onceonly_jobs.domain.effects import succeeded
+from onceonly_jobs.domain.fingerprint import compact_json
+from onceonly_jobs.errors import NotFound, SecretUnreadable, SettlementConflict
+from onceonly_jobs.services import tools, unknown
+from onceonly_jobs.services.calls import idempotency_key
+from onceonly_jobs.store.tools import Tool
+from onceonly_jobs.store.unknown import UnknownCall
+from onceonly_jobs.worker.addresses import Forbidden
+from onceonly_jobs.worker.runtime import Runtime
+from onceonly_jobs.worker.tool_call import signed_headers, url_of
+from onceonly_jobs.worker.tool_result import MAX_ANSWER_BYTES
+from onceonly_jobs.worker.tool_wire import Answer, Lost, NotSent, post
+
+logger = logging.getLogger(__name__)
+
+ACTOR = "confirmer"
+
+
+class StillUnknown(Exception):
+    """The confirmer could not tell, and why. The database knows when it is asked again, if ever."""
+
+
+def add_task(app: Celery, runtime: Runtime, allowed: Allowed) -> None:
+    """Serve the relay's messages about calls that are to be confirmed."""
+
+    def execute(run: int, **_shown: Any) -> str:
+        return confirm(runtime, run, allowed)
+
+    app.task(execute, name=unknown.CONFIRM, shared=False, lazy=False, ignore_result=True)
+
+
+def confirm(runtime: Runtime, run: int, allowed: Allowed) -> str:
+    """What came of asking once. A worker that dies meanwhile loses nothing: the next time is in the database."""
+    held = runtime.database.run(unknown.confirmable, run)
+    if held is None:
+        return "nothing to confirm"
+    call, tool = held
+    try:
+        request = _verdict(call, _ask(runtime, call, tool, allowed), runtime.settings.max_result_bytes)
+    except StillUnknown as still:
+        logger.info("call %s: still unknown: %s", call.key, still)
+        return "still unknown"
+    try:
+        runtime.database.run(unknown.settle, call.tenant_id, ACTOR, request, runtime.settings.retention_s)
+    except (NotFound, SettlementConflict) as other:
+        logger.info("call %s: settled meanwhile: %s", call.key, other)
+        return "settled meanwhile"
+    runtime.hints.finished(call.tenant_id, call.key)
+    return "happened" if request.happened else "did not happen"
+
+
+def _ask(runtime: Runtime, call: UnknownCall, tool: Tool, allowed: Allowed) -> Answer:
+    """The confirmer's answer. Raises StillUnknown where there is none."""
+    key = idempotency_key(call.tenant_id, call.key, call.first_seen_at)
+    body = compact_json(
+        {"idempotency_key": key, "tool": call.tool, "agent_id": call.agent_id, "args": call.args}
+    )
+    try:
+        secret = tools.secret_of(tool, tools.vault_of(runtime.settings))
+        return post(
+            url_of(tool.confirm_url or ""),
+            signed_headers(secret, body, key),
+            body,
+            allowed=allowed,
+            timeout_s=tool.timeout_ms / 1000,
+            limit=MAX_ANSWER_BYTES,
+        )
+    except (SecretUnreadable, Forbidden, NotSent, Lost) as error:
+        raise StillUnknown(str(error)) from error
+
+
+def _verdict(call: UnknownCall, answer: Answer, limit_bytes: int) -> SettleRequest:
+    """What the answer says. Raises StillUnknown for all that is not plainly one or the other."""
+    if not succeeded(answer.status) or not answer.whole:
+        raise StillUnknown(f"the confirmer answered {answer.status}")
+    try:
+        said = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        raise StillUnknown("the confirmer's answer is not JSON") from None
+    if not isinstance(said, dict) or said.get("happened") not in (True, False):
+        raise StillUnknown("the confirmer's answer does not say")
+    if said["happened"] and not isinstance(said.get("result"), dict):
+        raise StillUnknown("the confirmer's answer has no result")
+    fields = {name: said.get(name) for name in ("happened", "result", "cost_usd")}
+    try:
+        request = SettleRequest.model_validate({"key": call.key, "decision_id": call.decision_id, **fields})
+    except ValidationError as error:
+        raise StillUnknown(f"the confirmer's answer can't be used: {error.error_count()} errors") from None
+    why = unknown.too_large(request, limit_bytes)
+    if why is not None:
+        raise StillUnknown(why)
+    return request
