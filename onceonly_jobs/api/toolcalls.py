@@ -82,7 +82,8 @@ def _of_run(wanted: Wanted, code: Code, run: Run) -> JSONResponse:
         unknown = Code.OUTCOME_UNKNOWN
         return _answer(wanted, unknown, ok=False, allowed=True, decision=decision, result=run.result)
     if run.state is RunState.FAILED and run.error_code == "policy_blocked":
-        return _answer(wanted, Code.AGENT_DISABLED, ok=False, allowed=False, decision="blocked", result=None)
+        refused = Code(run.error_message or Code.AGENT_DISABLED)
+        return _answer(wanted, refused, ok=False, allowed=False, decision="blocked", result=None)
     if run.finished:
         result = run.result or {"error": run.error_code, "status": None, "message": run.error_code}
         return _answer(wanted, Code.TOOL_ERROR, ok=False, allowed=True, decision=decision, result=result)

@@ -47,7 +47,7 @@ class RunRequest(Wire):
     agent_id: Name | None = None
     tool: Name | None = None
     args: JsonObject | None = None
-    spend_usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    spend_usd: Annotated[float, Field(ge=0, le=MAX_USD, allow_inf_nan=False)] | None = None
 
     @model_validator(mode="after")
     def _exactly_one_shape(self) -> Self:

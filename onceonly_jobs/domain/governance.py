@@ -48,16 +48,16 @@ REASONS: dict[Code, str] = {
 }
 """The word on the wire (`policy_reason`) for each code (`policy_code`)."""
 
-_HIGH = ("delete", "drop", "remove", "destroy", "wipe", "refund_all")
-_MEDIUM = ("charge", "refund", "pay", "transfer", "invoice", "update")
+HIGH_RISK = ("delete", "drop", "remove", "destroy", "wipe", "refund_all")
+MEDIUM_RISK = ("charge", "refund", "pay", "transfer", "invoice", "update")
 
 
 def risk_level(tool: str) -> str:
     """`high`, `medium` or `low`, by what the tool's name says it does."""
     name = tool.lower()
-    if any(word in name for word in _HIGH):
+    if any(word in name for word in HIGH_RISK):
         return "high"
-    return "medium" if any(word in name for word in _MEDIUM) else "low"
+    return "medium" if any(word in name for word in MEDIUM_RISK) else "low"
 
 
 def micro_usd(usd: float | int) -> int:

@@ -34,6 +34,7 @@ class Run:
     result: dict[str, Any] | None
     result_hash: str | None
     error_code: str | None
+    error_message: str | None
     read_at: datetime
     """The database's clock when this was read."""
 

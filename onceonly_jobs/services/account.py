@@ -13,13 +13,13 @@ from onceonly_jobs.errors import ApiKeyDisabled, InvalidApiKey
 from onceonly_jobs.store import account as store
 from onceonly_jobs.store import usage
 from onceonly_jobs.store.account import ApiKey, Caller, Notifications, Tenant
-from onceonly_jobs.store.statement import Operation, autocommit
+from onceonly_jobs.store.statement import Operation, autocommit, read_only
 from onceonly_jobs.store.usage import Counters
 
 KEY_PREFIX = "once_live_"
 
 
-@autocommit
+@read_only
 def authenticate(api_key: str) -> Operation[Caller]:
     """Who holds this key. Raises InvalidApiKey, ApiKeyDisabled."""
     if not api_key.startswith(KEY_PREFIX):

@@ -26,6 +26,7 @@ JOB = "onceonly.tool_call"
 """The job that carries calls out. Its name can't be asked for by a run: a call is only made through a decision."""
 MAX_ATTEMPTS = 5
 """How often a call is started again whose worker died, where its effect allows it."""
+MAX_RUN_ID = 256
 BETWEEN_ATTEMPTS_S = 60
 """At most, between two attempts of one start: pauses and what the tool asks for."""
 
@@ -79,7 +80,7 @@ def _call(caller: Caller, wanted: Wanted, hashed: str, tool: Tool | None) -> Cal
         agent_id=wanted.agent_id,
         tool=wanted.tool,
         key=key,
-        run_id=run_id if isinstance(run_id, str) and run_id.strip() else key,
+        run_id=run_id if isinstance(run_id, str) and run_id.strip() and len(run_id) <= MAX_RUN_ID else key,
         args_hash=hashed,
         metadata={
             "agent_id": wanted.agent_id,

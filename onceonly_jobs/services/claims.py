@@ -53,9 +53,7 @@ def claim(
     repeated: an earlier call with this lease id got no answer, and may have claimed the run.
     """
     lease_id = lease_id or new_lease_id()
-    claim = yield from store.claim(
-        run, job, lease_id, lease_s, time_limit_s, retention_s, governance.risk_level(job)
-    )
+    claim = yield from store.claim(run, job, lease_id, lease_s, time_limit_s, retention_s)
     if claim is None and repeated:
         claim = yield from store.claimed(run, lease_id)
     return claim

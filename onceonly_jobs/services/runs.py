@@ -18,7 +18,7 @@ from onceonly_jobs.services.settling import until_settled
 from onceonly_jobs.store import agents, jobs, runs, usage
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.runs import Taken, Taking
-from onceonly_jobs.store.statement import Operation, autocommit
+from onceonly_jobs.store.statement import Operation, autocommit, read_only
 
 INTERNAL = "onceonly."
 """Jobs of such names are not for runs to ask for."""
@@ -57,8 +57,11 @@ def job_taking(
     queue: str | None = None,
     delay_s: float = 0,
     publish_grace_s: float = 0,
+    retention_s: int = 604_800,
 ) -> Taking:
-    """What POST /ai/run and Jobs.enqueue want to put under their key."""
+    """What POST /ai/run and Jobs.enqueue want to put under their key. Raises UnknownTask for an internal job."""
+    if job.name.startswith(INTERNAL):
+        raise UnknownTask(job.name, [])
     return Taking(
         tenant_id=caller.tenant_id,
         key=key,
@@ -77,6 +80,7 @@ def job_taking(
         max_attempts=job.max_attempts,
         delay_s=delay_s,
         publish_grace_s=publish_grace_s,
+        retention_s=retention_s,
     )
 
 
@@ -142,7 +146,7 @@ def taking_operation(
     return take_capped if LIMITS[caller.plan].hard_stop else take
 
 
-@autocommit
+@read_only
 def find(tenant_id: str, key: str) -> Operation[Run]:
     """The run or lease under a key. Raises NotFound."""
     run = yield from runs.find(tenant_id, key)
@@ -151,7 +155,7 @@ def find(tenant_id: str, key: str) -> Operation[Run]:
     return run
 
 
-@autocommit
+@read_only
 def find_by_id(tenant_id: str, run: int) -> Operation[Run]:
     """A run by its row, whether or not its key still answers for it."""
     found = yield from runs.find_by_id(tenant_id, run)

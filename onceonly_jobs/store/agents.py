@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from onceonly_jobs.store.governance import DAY, HOUR
-from onceonly_jobs.store.rows import FINISH, finished
+from onceonly_jobs.store.rows import CONFIRM_LATER, FINISH, NEVER_SENT, REPEATABLE, finished
 from onceonly_jobs.store.statement import Statement, many, nothing, one_or_none
 
 _LOCK = sa.text("""
@@ -146,6 +146,7 @@ def switch(
     )
 
 
+# A call on its way that can't be repeated may have happened: it is held, not failed.
 _STOP = sa.text(f"""
 WITH before AS (
     SELECT id, state FROM runs
@@ -153,11 +154,19 @@ WITH before AS (
       AND state IN ('queued', 'in_progress')
     ORDER BY id FOR UPDATE
 ), done AS (
-    UPDATE runs r SET state = 'failed', error_code = 'policy_blocked', error_message = 'agent_disabled', {FINISH}
-    FROM before WHERE r.id = before.id
+    UPDATE runs r SET state = 'failed', error_code = 'policy_blocked', error_message = 'agent_disabled',
+        repeatable = {NEVER_SENT}, {FINISH}
+    FROM before WHERE r.id = before.id AND (before.state = 'queued' OR {REPEATABLE})
+    RETURNING r.*
+), held AS (
+    UPDATE runs r SET state = 'unknown', version = version + 1, lease_until_at = NULL, publish_at = NULL,
+        error_code = 'outcome_unknown', error_message = 'the agent was disabled during the call',
+        {CONFIRM_LATER}
+    FROM before WHERE r.id = before.id AND before.state = 'in_progress' AND NOT {REPEATABLE}
     RETURNING r.*
 ), {finished("done", given_back="attempt = 0")}
-SELECT before.state, done.key FROM done JOIN before ON before.id = done.id
+SELECT before.state, stopped.key FROM before
+JOIN (SELECT id, key FROM done UNION ALL SELECT id, key FROM held) stopped ON stopped.id = before.id
 """)
 
 

@@ -11,8 +11,16 @@ import sqlalchemy as sa
 from onceonly_jobs.domain.fingerprint import compact_json
 from onceonly_jobs.domain.runs import Claim
 from onceonly_jobs.store.events import event_row, recording
-from onceonly_jobs.store.governance import REASON, permission
-from onceonly_jobs.store.rows import CLAIM_COLUMNS, CONFIRM_LATER, FINISH, finished, to_claim
+from onceonly_jobs.store.governance import REASON, permission, risk
+from onceonly_jobs.store.rows import (
+    CLAIM_COLUMNS,
+    CONFIRM_LATER,
+    FINISH,
+    NEVER_SENT,
+    REPEATABLE,
+    finished,
+    to_claim,
+)
 from onceonly_jobs.store.statement import Statement, count, one_or_none
 
 _CLAIMABLE = "owner = 'server' AND state = 'queued' AND job = :job AND due_at <= onceonly_now()"
@@ -43,13 +51,15 @@ WITH gate AS (
     )
 }), {recording("starting")}, refused AS (
     UPDATE runs SET state = 'failed', error_code = 'policy_blocked',
-        error_message = (SELECT code FROM gate), {FINISH}
+        error_message = (SELECT code FROM gate), repeatable = {NEVER_SENT}, {FINISH}
     WHERE id = :id AND {_CLAIMABLE} AND EXISTS (SELECT FROM gate WHERE code <> 'ok')
     RETURNING *
 ), decided AS (
     INSERT INTO audit_decisions (tenant_id, agent_id, tool, run_key, allowed, decision, policy_reason, policy_code,
                                  risk_level, policy_version)
-    SELECT tenant_id, agent_id, tool, key, false, 'blocked', {REASON}, code, :risk_level, gate.policy_version
+    SELECT tenant_id, agent_id, tool, key, false, 'blocked', {REASON}, code, {
+    risk("tool")
+}, gate.policy_version
     FROM refused, gate
 ), {finished("refused", given_back="attempt = 0")}
 SELECT {CLAIM_COLUMNS} FROM claimed
@@ -63,7 +73,6 @@ def claim(
     lease_s: float,
     time_limit_s: int | None,
     retention_s: int,
-    risk_level: str = "low",
 ) -> Statement[Claim | None]:
     """Take a due run of this job. None when it is not due, not queued, or taken: a stale or repeated message.
 
@@ -80,7 +89,6 @@ def claim(
             "lease_s": lease_s,
             "limit_s": time_limit_s,
             "retention_s": retention_s,
-            "risk_level": risk_level,
         },
     )
 
@@ -158,7 +166,7 @@ _NOTE = {
     type_: sa.text(f"""
 WITH moved AS ({moved}), noted AS (
     SELECT tenant_id, run_id, onceonly_now() AS at, '{type_}' AS type, 'in_progress' AS status,
-           CAST(:step AS text) AS step, job AS tool, agent_id, CAST(:message AS text) AS message,
+           CAST(:step AS text) AS step, coalesce(tool, job) AS tool, agent_id, CAST(:message AS text) AS message,
            CAST(NULL AS bigint) AS duration_ms, CAST(:data AS json) AS data
     FROM moved
 ), {recording("noted")}
@@ -227,7 +235,7 @@ WITH done AS (
         dead_lettered = :dead_lettered, result = CAST(:result AS json), repeatable = :repeatable, {FINISH}
     WHERE {_CURRENT}
     RETURNING *
-), {finished("done", given_back="CAST(:never_made AS boolean)")}
+), {finished("done", given_back="CAST(:never_made AS boolean) AND attempt = 1")}
 SELECT id FROM done
 """)
 
@@ -299,7 +307,7 @@ WITH requeued AS (
         error_code = :error_code, error_message = CAST(:message AS text),
         due_at = onceonly_now() + make_interval(secs => CAST(:delay_s AS double precision)),
         publish_at = onceonly_now() + make_interval(secs => CAST(:delay_s AS double precision))
-    WHERE {_CURRENT}
+    WHERE {_CURRENT} AND {REPEATABLE}
     RETURNING *
 ), retried AS ({event_row("'run_retried'", "'queued'", source="requeued", message="error_message")}
 ), {recording("retried")}
@@ -331,7 +339,7 @@ def release(claim: Claim) -> Statement[int]:
 _REFUSED = sa.text(f"""
 WITH refused AS (
     SELECT tenant_id, run_id, onceonly_now() AS at, 'stale_write_refused' AS type, 'refused' AS status,
-           CAST(NULL AS text) AS step, job AS tool, agent_id, CAST(:message AS text) AS message,
+           CAST(NULL AS text) AS step, coalesce(tool, job) AS tool, agent_id, CAST(:message AS text) AS message,
            CAST(NULL AS bigint) AS duration_ms,
            json_build_object('key', key, 'fencing_token', CAST(:fencing_token AS bigint),
                              'current_token', fencing_token) AS data
@@ -351,9 +359,6 @@ def record_refusal(claim: Claim, message: str) -> Statement[None]:
     )
 
 
-# A call that may have been made is sent again only if that can do no harm.
-_REPEATABLE = "coalesce(r.effect, 'idempotent') IN ('read', 'idempotent')"
-
 _REAP = sa.text(f"""
 WITH expired AS (
     SELECT id FROM runs
@@ -362,18 +367,18 @@ WITH expired AS (
 ), requeued AS (
     UPDATE runs r SET state = 'queued', version = version + 1, lease_until_at = NULL, deadline_at = NULL,
         error_code = 'worker_lost', due_at = onceonly_now(), publish_at = onceonly_now()
-    FROM expired WHERE r.id = expired.id AND r.attempt < r.max_attempts AND {_REPEATABLE}
+    FROM expired WHERE r.id = expired.id AND r.attempt < r.max_attempts AND {REPEATABLE}
     RETURNING r.*
 ), lost AS (
     UPDATE runs r SET state = 'failed', error_code = 'worker_lost', dead_lettered = true,
         error_message = 'the worker''s lease expired on the last attempt', {FINISH}
-    FROM expired WHERE r.id = expired.id AND r.attempt >= r.max_attempts AND {_REPEATABLE}
+    FROM expired WHERE r.id = expired.id AND r.attempt >= r.max_attempts AND {REPEATABLE}
     RETURNING r.*
 ), held AS (
     UPDATE runs r SET state = 'unknown', version = version + 1, lease_until_at = NULL, publish_at = NULL,
         error_code = 'outcome_unknown', error_message = 'the worker was lost during the call',
         {CONFIRM_LATER}
-    FROM expired WHERE r.id = expired.id AND NOT {_REPEATABLE}
+    FROM expired WHERE r.id = expired.id AND NOT {REPEATABLE}
     RETURNING r.*
 ), holding AS ({event_row("'outcome_unknown'", "'unknown'", source="held", message="error_message")}
 ), {recording("holding")}

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from onceonly_jobs.store.statement import Operation, is_autocommit
+from onceonly_jobs.store.statement import Operation, is_autocommit, is_read_only
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,6 +36,25 @@ _RETRYABLE_STATES = {"40001", "40P01"}
 def lost_race(error: DBAPIError) -> bool:
     """Whether Postgres rolled the transaction back for concurrency's sake alone."""
     return getattr(error.orig, "sqlstate", None) in _RETRYABLE_STATES
+
+
+def _may_repeat(operation: Callable[..., Any], error: DBAPIError, attempt: int) -> bool:
+    """Whether asking again is safe. A pooled connection may have died unnoticed: once, on a fresh one."""
+    return lost_race(error) or (attempt == 0 and is_read_only(operation) and unreachable(error))
+
+
+def refused_value(error: DBAPIError) -> bool:
+    """Whether Postgres can't keep a value that it was given, and never will."""
+    return _state(error)[:2] in ("22", "54")
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether Postgres failed for a reason of the moment: locks, time-outs, a standby, its disk."""
+    return isinstance(error, DBAPIError) and _state(error)[:2] in ("25", "40", "53", "55", "57", "58", "XX")
+
+
+def _state(error: DBAPIError) -> str:
+    return getattr(error.orig, "sqlstate", None) or ""
 
 
 def unreachable(error: BaseException) -> bool:
@@ -93,7 +112,7 @@ class Database:
                 with self.engine.connect().execution_options(**options) as connection, connection.begin():
                     return on(connection, operation(*args, **kwargs))
             except DBAPIError as error:
-                if attempt == DEADLOCK_RETRIES or not lost_race(error):
+                if attempt == DEADLOCK_RETRIES or not _may_repeat(operation, error, attempt):
                     raise
                 time.sleep(_pause_s(attempt))
         raise AssertionError("unreachable")
@@ -108,7 +127,7 @@ class Database:
                     async with connection.begin():
                         return await aon(connection, operation(*args, **kwargs))
             except DBAPIError as error:
-                if attempt == DEADLOCK_RETRIES or not lost_race(error):
+                if attempt == DEADLOCK_RETRIES or not _may_repeat(operation, error, attempt):
                     raise
                 await asyncio.sleep(_pause_s(attempt))
         raise AssertionError("unreachable")

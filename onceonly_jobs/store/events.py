@@ -41,11 +41,19 @@ HEAD_MOVES = """
 """
 
 
-def event_row(type_: str, status: str, *, source: str, message: str = "NULL", duration: str = "NULL") -> str:
+def event_row(
+    type_: str,
+    status: str,
+    *,
+    source: str,
+    message: str = "NULL",
+    duration: str = "NULL",
+    at: str = "onceonly_now()",
+) -> str:
     """SELECT of one timeline event per row of `source`, a CTE of runs. type_ and status are SQL."""
     return f"""
-        SELECT tenant_id, run_id, onceonly_now() AS at, {type_} AS type, {status} AS status,
-               CAST(NULL AS text) AS step, CAST(job AS text) AS tool, agent_id,
+        SELECT tenant_id, run_id, {at} AS at, {type_} AS type, {status} AS status,
+               CAST(NULL AS text) AS step, CAST(coalesce(tool, job) AS text) AS tool, agent_id,
                CAST({message} AS text) AS message, CAST({duration} AS bigint) AS duration_ms,
                json_build_object('key', key, 'attempt', attempt) AS data
         FROM {source}"""

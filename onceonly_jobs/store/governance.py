@@ -6,6 +6,8 @@ so nothing of the rule may lie in another one. domain/budgets.py is the same rul
 
 from __future__ import annotations
 
+from onceonly_jobs.domain.governance import HIGH_RISK, MEDIUM_RISK
+
 HOUR = "date_trunc('hour', onceonly_now(), 'UTC')"
 DAY = "(onceonly_now() AT TIME ZONE 'UTC')::date"
 
@@ -54,6 +56,15 @@ REASON = """CASE code WHEN 'ok' THEN 'within_budget' WHEN 'max_spend_usd_per_day
     WHEN 'tool_explicitly_blocked' THEN 'tool_not_allowed' WHEN 'tool_not_in_allowed_list' THEN 'tool_not_allowed'
     ELSE code END"""
 
+
+def risk(tool: str) -> str:
+    """SQL for domain/governance.risk_level of a tool's name."""
+    return (
+        f"CASE WHEN lower({tool}) ~ '{'|'.join(HIGH_RISK)}' THEN 'high' "
+        f"WHEN lower({tool}) ~ '{'|'.join(MEDIUM_RISK)}' THEN 'medium' ELSE 'low' END"
+    )
+
+
 RESERVE = f"""
     UPDATE agents a SET
         hour_at = {HOUR}, hour_actions = v.actions + 1, day_on = {DAY}, day_spend_micro_usd = v.spend + v.cost,
@@ -94,7 +105,8 @@ def settlement(source: str, actual: str, given_back: str) -> str:
         ) per_job
         GROUP BY tenant_id, agent_id
     ) s
-    WHERE a.tenant_id = s.tenant_id AND a.agent_id = s.agent_id"""
+    WHERE a.tenant_id = s.tenant_id AND a.agent_id = s.agent_id
+      AND (s.difference <> 0 OR s.unmade > 0 OR s.unmade_calls IS NOT NULL)"""
 
 
 def booked(actual: str, given_back: str) -> str:

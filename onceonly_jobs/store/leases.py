@@ -18,12 +18,17 @@ _HELD = "tenant_id = :tenant_id AND key = :key AND lease_id = :lease_id"
 
 _NOW_PLUS_TTL = "onceonly_now() + make_interval(secs => coalesce(CAST(:ttl_s AS integer), lease_ttl_s))"
 
+# A job's own limit, which no caller's heartbeat moves. least() ignores the null of a job without one.
+_JOB_LIMIT = """started_at + make_interval(secs =>
+        (SELECT time_limit_s FROM jobs WHERE jobs.name = runs.job)::double precision)"""
+
 # A running job's time limit moves; a queued one's is counted from its claim, so only its length changes.
 _EXTEND = sa.text(f"""
 UPDATE runs SET
     version = version + 1, lease_ttl_s = coalesce(CAST(:ttl_s AS integer), lease_ttl_s),
     lease_until_at = CASE owner WHEN 'caller' THEN {_NOW_PLUS_TTL} ELSE lease_until_at END,
-    deadline_at = CASE WHEN owner = 'server' AND state = 'in_progress' THEN {_NOW_PLUS_TTL} ELSE deadline_at END
+    deadline_at = CASE WHEN owner = 'server' AND state = 'in_progress'
+        THEN least({_NOW_PLUS_TTL}, {_JOB_LIMIT}) ELSE deadline_at END
 WHERE {_HELD} AND state IN ('queued', 'in_progress')
 RETURNING {RUN_COLUMNS}
 """)

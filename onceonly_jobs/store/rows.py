@@ -10,10 +10,16 @@ from onceonly_jobs.store.events import event_row, recording
 from onceonly_jobs.store.governance import booked, settlement
 
 RUN_COLUMNS = """id, key, run_id, owner, state, version, fencing_token, lease_id, lease_ttl_s, lease_until_at,
-    deadline_at, first_seen_at, done_at, result, result_hash, error_code, onceonly_now() AS read_at"""
+    deadline_at, first_seen_at, done_at, result, result_hash, error_code, error_message, onceonly_now() AS read_at"""
 
 CLAIM_COLUMNS = """id, tenant_id, key, run_id, job, agent_id, worker_lease_id, fencing_token, attempt,
     max_attempts, metadata, deadline_at, started_at, decision_id, first_seen_at, effect"""
+
+# A call that may have been made is made again only if that can do no harm.
+REPEATABLE = "coalesce(effect, 'idempotent') IN ('read', 'idempotent')"
+
+# A call that was stopped before it was sent is forgotten: a repeat is a call like the first.
+NEVER_SENT = "(effect IS NOT NULL AND attempt = 0)"
 
 FINISHED = "state IN ('completed', 'failed', 'cancelled')"
 
@@ -22,7 +28,7 @@ RETAINED = f"NOT ({FINISHED} AND retain_until_at <= onceonly_now())"
 FINISH = """version = version + 1, done_at = onceonly_now(), publish_at = NULL,
     retain_until_at = CASE WHEN retention_s IS NULL
         THEN onceonly_now() + make_interval(secs => CAST(:retention_s AS integer))
-        ELSE greatest(onceonly_now(), first_seen_at + make_interval(secs => retention_s)) END"""
+        ELSE onceonly_now() + make_interval(secs => retention_s) END"""
 
 CONFIRM_PAUSES_S = (5, 30, 120, 600, 3600, 21_600)
 """How long to wait before each question to a reconcilable tool; after the last one it is a person's turn."""
@@ -33,7 +39,7 @@ CONFIRM_LATER = f"""confirmations = 0, confirm_at = CASE effect WHEN 'reconcilab
 
 _RUN_FIELDS = (
     "id key run_id version fencing_token lease_id lease_ttl_s lease_until_at deadline_at first_seen_at "
-    "done_at result result_hash error_code read_at"
+    "done_at result result_hash error_code error_message read_at"
 ).split()
 
 
@@ -66,9 +72,15 @@ def finished(source: str, *, actual: str = "CAST(NULL AS bigint)", given_back: s
     actual and given_back are SQL over the runs, as in `governance.settlement`.
     """
     status = "CASE state WHEN 'completed' THEN 'completed' ELSE 'failed' END"
+    result = "CASE state WHEN 'completed' THEN 'ok' ELSE 'error' END"
+    before = "onceonly_now() - interval '1 microsecond'"
     duration = "extract(epoch FROM onceonly_now() - coalesce(started_at, first_seen_at)) * 1000"
     return f"""
-    finishing AS ({event_row("'run_finished'", status, source=source, message="error_code", duration=duration)}),
+    finishing AS (
+        {event_row("'tool_result'", result, source=source, message="error_message", at=before)}
+        WHERE effect IS NOT NULL
+        UNION ALL {event_row("'run_finished'", status, source=source, message="error_code", duration=duration)}
+    ),
     {recording("finishing")}, fed AS (
         INSERT INTO feed_events (tenant_id, type, kind, key, status, agent_id, message)
         SELECT tenant_id, 'run_finished', 'ai', key, state, agent_id, error_code FROM {source}

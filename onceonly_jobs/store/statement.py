@@ -38,6 +38,16 @@ def autocommit(operation: F) -> F:
     return operation
 
 
+def read_only(operation: F) -> F:
+    """Mark an autocommit operation that changes nothing: on a connection that proves dead it is asked again."""
+    operation.__dict__["read_only"] = True
+    return autocommit(operation)
+
+
+def is_read_only(operation: Callable[..., Any]) -> bool:
+    return bool(getattr(operation, "read_only", False))
+
+
 def is_autocommit(operation: Callable[..., Any]) -> bool:
     return bool(getattr(operation, "autocommit", False))
 

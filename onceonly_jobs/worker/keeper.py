@@ -136,6 +136,8 @@ class Keeper:
     def _record_timeout(self) -> None:
         """At once: the handler may take its time to stop, or never do."""
         claim, retention_s = self._claim, self._settings.retention_s
+        if not claim.repeatable:
+            return  # a call that may have happened: its end says what is known of it
         try:
             self._runtime.database.run(
                 claims.fail, claim, TIMEOUT, TIMEOUT_MESSAGE, retention_s, dead_lettered=True

@@ -17,7 +17,7 @@ from onceonly_jobs.domain.retries import retry_delay_s
 from onceonly_jobs.domain.runs import Claim
 from onceonly_jobs.services import claims
 from onceonly_jobs.services.claims import Ending
-from onceonly_jobs.store.database import unreachable
+from onceonly_jobs.store.database import may_pass, refused_value, unreachable
 from onceonly_jobs.worker.context import JobContext
 from onceonly_jobs.worker.interrupt import Interrupt, Interrupted, Reason
 from onceonly_jobs.worker.jobs import Job
@@ -168,12 +168,12 @@ def _attempt(runtime: Runtime, job: Job, claim: Claim, context: JobContext, inte
             failure.code,
             failure.message,
             dead_lettered=False,
-            result=failure.result,
+            result=_showable(runtime, failure.result),
             repeatable=failure.repeatable,
             never_made=failure.never_made,
         )
     except OutcomeUnknown as unknown:
-        return Held(unknown.message, unknown.result)
+        return Held(unknown.message, _showable(runtime, unknown.result))
     except Unusable as unusable:
         return Failed(unusable.code, unusable.message)
     except Retry as retry:
@@ -185,15 +185,30 @@ def _attempt(runtime: Runtime, job: Job, claim: Claim, context: JobContext, inte
         return _again(job, claim, described(error))
 
 
+def _showable(runtime: Runtime, result: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a failure has to show, where that can be stored: it must not stand in the way of the failure."""
+    try:
+        return None if result is None else as_result(result, runtime.settings.max_result_bytes)
+    except Unusable as unusable:
+        logger.warning("a failed run's result is dropped: %s", unusable.message)
+        return None
+
+
 def _stopped(claim: Claim, reason: Reason) -> Verdict:
     if reason is Reason.OVERDUE:
-        return Failed(TIMEOUT, TIMEOUT_MESSAGE)
+        return _timed_out(claim)
     if reason is Reason.CANCELLED:
         return Released()
     return _back(claim)
 
 
+def _timed_out(claim: Claim, result: dict[str, Any] | None = None) -> Verdict:
+    return Failed(TIMEOUT, TIMEOUT_MESSAGE) if claim.repeatable else Held(TIMEOUT_MESSAGE, result)
+
+
 def _again(job: Job, claim: Claim, message: str, delay_s: float | None = None) -> Verdict:
+    if not claim.repeatable:
+        return Held(message)
     if not claim.attempts_left:
         return Failed("handler_error", message)
     if delay_s is None:
@@ -222,12 +237,13 @@ def _record(runtime: Runtime, claim: Claim, verdict: Verdict) -> Outcome:
     try:
         ending = _answered(lambda: _ending(runtime, claim, verdict))
     except DBAPIError as error:
-        if not isinstance(verdict, Completed):
+        if not isinstance(verdict, Completed) or not refused_value(error):
             raise
         # A value that passed our checks and not Postgres's own. It would not pass next time either.
         return _record(runtime, claim, Failed("invalid_result", printable(brief(error))))
     if ending is Ending.OVERDUE:
-        return _record(runtime, claim, Failed(TIMEOUT, TIMEOUT_MESSAGE))
+        result = verdict.result if isinstance(verdict, Completed) else None
+        return _record(runtime, claim, _timed_out(claim, result))
     if ending is Ending.STORED:
         return _stored(verdict)
     return Outcome(Fate.CANCELLED if ending is Ending.CANCELLED else Fate.LOST)
@@ -281,9 +297,10 @@ def _answered(ask: Callable[[], T], give_up_after_s: float = float("inf")) -> T:
         try:
             return ask()
         except Exception as error:
-            if not unreachable(error) or time.monotonic() + pause_s > give_up_at:
+            passing = unreachable(error) or may_pass(error)
+            if not passing or time.monotonic() + pause_s > give_up_at:
                 raise
-            logger.warning("the database is away: %s", brief(error))
+            logger.warning("the database does not answer: %s", brief(error))
         time.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311
         pause_s = min(MAX_PAUSE_S, pause_s * 2)
 

@@ -123,6 +123,7 @@ def run_with(**changes: Any) -> Run:
         "result": None,
         "result_hash": None,
         "error_code": None,
+        "error_message": None,
         "read_at": NOW,
     }
     return Run(**fields | changes)

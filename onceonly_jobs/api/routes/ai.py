@@ -77,6 +77,7 @@ async def run(body: RunRequest, request: Request, state: Held, caller: Asking) -
         metadata=body.metadata,
         fingerprint=body.fingerprint,
         publish_grace_s=state.settings.publish_grace_s,
+        retention_s=state.settings.retention_s,
     )
     taken = await _take(state, caller, taking)
     if taken.outcome == "acquired":
