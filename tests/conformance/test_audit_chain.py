@@ -222,6 +222,11 @@ def test_a_changed_list_of_rows_is_found(sealed: Trail, change: str) -> None:
     assert any(line.startswith("seal 2") for line in sealed.found())
 
 
+def test_a_row_listed_for_no_seal_is_named(sealed: Trail) -> None:
+    sealed.attack("UPDATE audit_sealed SET seal = 77 WHERE kind = 'outcome' AND row_id = 5")
+    assert "seal 77, outcome 5: listed for a seal that is not there" in sealed.found()
+
+
 def test_a_row_changed_with_its_hash_still_breaks_the_seal(sealed: Trail) -> None:
     sealed.attack("UPDATE audit_decisions SET allowed = false WHERE id = 5")
     with sealed.owner.connect() as connection:
@@ -232,6 +237,28 @@ def test_a_row_changed_with_its_hash_still_breaks_the_seal(sealed: Trail) -> Non
     sealed.attack(f"UPDATE audit_sealed SET row_hash = '{forged}' WHERE kind = 'decision' AND row_id = 5")
     [finding] = sealed.found()
     assert finding.startswith("seal 2: its hash is not that of its contents")
+
+
+def test_a_seal_made_anew_does_not_fit_the_next_one(sealed: Trail) -> None:
+    """Whoever rewrites a row has to rewrite every later seal; then only a head kept elsewhere tells."""
+    [_, (seal, rows), _] = sealed.db.run(audit.sealed_after, 0, 3)
+    rows[0][1]["allowed"] = False
+    listed = [
+        [kind, number, audit_verifier.row_hash(kind, row)]
+        for (kind, number, _), (_, row) in zip(seal["rows"], rows, strict=True)
+    ]
+    hashed = audit_verifier.seal_hash({**seal, "rows": listed})
+    sealed.attack(
+        "UPDATE audit_decisions SET allowed = false WHERE id = 4",
+        f"UPDATE audit_sealed SET row_hash = '{listed[0][2]}' WHERE seal = 2 AND position = 1",
+        f"UPDATE audit_seals SET hash = '{hashed}' WHERE number = 2",
+    )
+    assert sealed.found() == ["seal 3: broken link: it does not name the hash of seal 2"]
+
+
+def test_nothing_that_is_empty_has_the_hash_of_null() -> None:
+    hashes = {audit_verifier.row_hash("decision", {"a": value}) for value in (None, False, 0, "")}
+    assert len(hashes) == 4
 
 
 def test_a_removed_seal_is_found(sealed: Trail) -> None:
@@ -311,13 +338,14 @@ def test_everything_written_while_sealing_is_sealed_exactly_once(trail: Trail) -
     assert trail.column("SELECT max(number) - count(*) FROM audit_seals") == [0]
 
 
-def test_a_late_commit_is_sealed_later_and_never_skipped(trail: Trail) -> None:
+@pytest.mark.parametrize("batch", [2, 100])
+def test_a_late_commit_is_sealed_later_and_never_skipped(trail: Trail, batch: int) -> None:
     with trail.db.engine.connect() as late:
         early_id = decide(late)
         trail.grow()
         assert trail.db.run(audit.seal) == 2, "a transaction that is not over is not sealed"
         trail.grow()
-        assert trail.db.run(audit.seal, 2) == 2
+        assert trail.db.run(audit.seal, batch) == 2
         late.commit()
     assert trail.found() == []
     assert trail.db.run(audit.seal) == 2
@@ -445,6 +473,7 @@ def _other(value: Any) -> Any:
 
 TAMPERINGS: dict[str, Callable[[list[str]], list[str]]] = {
     "a row dropped": lambda lines: [*lines[:3], *lines[4:]],
+    "a row added": lambda lines: [*lines[:3], lines[3].replace('"id":', '"id":1'), *lines[3:]],
     "a row doubled": lambda lines: [*lines[:4], *lines[3:]],
     "two rows swapped": lambda lines: [*lines[:2], lines[3], lines[2], *lines[4:]],
     "a seal dropped": lambda lines: [*lines[:8], *lines[9:]],
