@@ -301,7 +301,12 @@ def test_a_settlement_is_told_on_the_timeline_in_the_feed_and_in_the_trail(payme
     key = payments.lose()
     payments.settle(key, False)
     _, events = payments.db.run(insights.timeline, payments.caller, key, 50, 0)
-    assert [event.type for event in events][-3:] == ["outcome_unknown", "run_finished", "settled"]
+    assert [event.type for event in events][-4:] == [
+        "outcome_unknown",
+        "tool_result",
+        "run_finished",
+        "settled",
+    ]
     [entry] = payments.db.run(audit.decisions_of, payments.caller.tenant_id, key)
     assert (entry.decision, entry.outcome, entry.error_code) == ("executed", "failed", "did_not_happen")
     data = {"actor": "ann", "happened": False, "decision_id": entry.decision_id}

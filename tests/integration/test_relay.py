@@ -42,7 +42,7 @@ def enqueue(db: Database, caller: Caller) -> Enqueue:
         job = JobSpec(name="echo", queue=queue, max_attempts=max_attempts)
         metadata = {"agent_id": "a", "secret": "never to be seen"}
         taking = runs.job_taking(caller, job, key=key, ttl_s=60, metadata=metadata, **options)
-        taken = db.run(runs.take, caller, taking)
+        taken = db.run(runs.taking_operation(caller, taking), caller, taking)
         return taken.run.id
 
     return put
