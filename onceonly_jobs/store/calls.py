@@ -138,7 +138,8 @@ WITH standing AS MATERIALIZED ({_VERDICT}
     SELECT tenant_id, CAST(:run_id AS text) AS run_id, onceonly_now() AS at, 'tool_result' AS type,
            'blocked' AS status, CAST(NULL AS text) AS step, CAST(:tool AS text) AS tool, agent_id,
            {REASON} AS message, CAST(NULL AS bigint) AS duration_ms, json_build_object('key', :key) AS data
-    FROM answer WHERE code NOT IN ('ok', 'tool_idempotency')
+    -- Only on a timeline that the caller has named: one of its own would be all there ever was of it.
+    FROM answer WHERE code NOT IN ('ok', 'tool_idempotency') AND CAST(:run_id AS text) <> :key
 ), {recording("turned_away")}, fed AS (
     INSERT INTO feed_events (tenant_id, type, kind, key, status, agent_id, tool, message)
     SELECT tenant_id, CASE code WHEN 'ok' THEN 'tool_call' WHEN 'tool_idempotency' THEN 'duplicate'

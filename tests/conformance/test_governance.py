@@ -17,17 +17,17 @@ from onceonly_jobs.contracts.agents import SwitchRequest
 from onceonly_jobs.contracts.leases import CancelRequest
 from onceonly_jobs.contracts.policies import PolicyRequest, TemplateRequest
 from onceonly_jobs.domain.budgets import AgentModel
-from onceonly_jobs.domain.governance import REASONS, TEMPLATES, Code, micro_usd
+from onceonly_jobs.domain.governance import REASONS, TEMPLATES, Code, micro_usd, risk_level
 from onceonly_jobs.domain.plans import Plan
 from onceonly_jobs.domain.runs import Claim, JobSpec
 from onceonly_jobs.domain.states import RunState
-from onceonly_jobs.errors import FeatureNotAvailable
+from onceonly_jobs.errors import FeatureNotAvailable, UnknownTask
 from onceonly_jobs.services import audit, claims, governance, leases, runs
 from onceonly_jobs.services.claims import Ending
 from onceonly_jobs.store import agents
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.database import Database
-from onceonly_jobs.store.governance import REASON
+from onceonly_jobs.store.governance import REASON, risk
 from onceonly_jobs.store.runs import Taken
 from onceonly_jobs.testing import Clock
 from tests.conftest import make_account
@@ -408,3 +408,39 @@ def _replace(tenant_id: str, fields: dict[str, Any]) -> Any:
 
 def test_costs_are_rounded_up_and_never_understated() -> None:
     assert [micro_usd(usd) for usd in (0.0000001, 0.07, 0.1 + 0.2, 1)] == [1, 70_000, 300_001, 1_000_000]
+
+
+def test_what_an_earlier_attempt_may_have_spent_is_not_given_back(governed: Governed, clock: Clock) -> None:
+    """Attempt 1 was killed after its call; attempt 2 could not even connect."""
+    first = governed.claim(governed.ask(spend_usd=0.5))
+    assert first is not None
+    clock.advance(LEASE_S + 1)
+    governed.db.run(claims.reap, 10, WEEK_S)
+    second = governed.db.run(claims.claim, first.id, "work", LEASE_S, None)
+    failure = claims.Failure(error_code="tool_error", repeatable=True, never_made=True)
+    assert governed.db.run(claims.end_as_failed, second, failure, WEEK_S) is Ending.STORED
+    assert governed.counters() == (1, 500_000, {"work": 1})
+
+
+def test_a_call_that_was_never_made_is_given_back_and_its_key_is_free(governed: Governed) -> None:
+    claim = governed.claim(governed.ask(spend_usd=0.5, key="k"))
+    failure = claims.Failure(error_code="tool_error", repeatable=True, never_made=True)
+    assert governed.db.run(claims.end_as_failed, claim, failure, WEEK_S) is Ending.STORED
+    assert governed.counters() == (0, 0, {})
+    assert governed.ask(key="k").outcome == "acquired"
+
+
+def test_an_internal_job_is_not_for_runs_to_ask_for(governed: Governed) -> None:
+    spec = JobSpec(name="onceonly.tool_call", queue="q")
+    with pytest.raises(UnknownTask):
+        runs.job_taking(governed.caller, spec, key="k", ttl_s=None, metadata={"agent_id": AGENT})
+
+
+def test_sql_and_domain_agree_on_risk(db: Database) -> None:
+    names = ["delete_user", "stripe.charge", "Refund_All", "refund", "send_email", "update", "DROP"]
+    query = sa.text(
+        f"SELECT name, {risk('name')} AS risk FROM unnest(CAST(:names AS text[])) AS names (name)"
+    )
+    with db.engine.connect() as connection:
+        found = {row.name: row.risk for row in connection.execute(query, {"names": names})}
+    assert found == {name: risk_level(name) for name in names}

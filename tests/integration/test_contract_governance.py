@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import Api, NewApi
 
 from onceonly_jobs.domain.governance import TEMPLATES
 from onceonly_jobs.domain.plans import Plan
+from tests.integration.conftest import Api, NewApi
 
 AGENT = "support_bot"
 
@@ -216,3 +216,17 @@ def test_policies_and_agents_are_a_tenants_own(api: Api, new_tenant: NewApi) -> 
     other = new_tenant(Plan.AGENCY)
     assert other.get("/policies").json() == []
     assert other.post("/ai/run", key="k", metadata={"agent_id": AGENT}).json()["status"] == "acquired"
+
+
+@pytest.mark.parametrize("spend_usd", [1e13, 1e300, -1, "1", True])
+def test_a_spend_that_is_no_sum_of_money_is_422(api: Api, spend_usd: Any) -> None:
+    assert api.post("/ai/run", agent_id=AGENT, tool="send_email", spend_usd=spend_usd).status_code == 422
+    assert (
+        api.post("/ai/run", key="k", metadata={"agent_id": AGENT, "spend_usd": spend_usd}).status_code == 422
+    )
+
+
+def test_a_run_id_of_any_length_in_args_is_no_server_error(api: Api) -> None:
+    args = {"run_id": "".join(chr(33 + n % 90) for n in range(20_000))}
+    answer = api.post("/ai/run", agent_id=AGENT, tool="send_email", args=args)
+    assert (answer.status_code, detail(answer)["error"]) == (404, "tool_not_found")

@@ -19,6 +19,8 @@ CONTRACT = {
     ("POST", "/v1/ai/complete"),
     ("POST", "/v1/ai/fail"),
     ("POST", "/v1/ai/cancel"),
+    ("GET", "/v1/ai/unknown"),
+    ("POST", "/v1/ai/settle"),
     ("POST", "/v1/policies/{agent_id}"),
     ("POST", "/v1/policies/{agent_id}/from-template"),
     ("GET", "/v1/policies"),

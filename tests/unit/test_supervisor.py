@@ -152,7 +152,9 @@ def test_output_is_shown_under_the_name(stage: Stage) -> None:
 def test_hidden_lines_are_not_shown_and_the_last_words_are(stage: Stage) -> None:
     async def scenario() -> None:
         async with stage.supervisor() as supervisor:
-            await supervisor.start(stage.child("api", "misconfigured", hide=re.compile("hello")))
+            await supervisor.start(
+                stage.child("api", "misconfigured", hide=re.compile("hello"), is_ready=lambda: False)
+            )
 
     with pytest.raises(ConfigError):
         asyncio.run(scenario())
