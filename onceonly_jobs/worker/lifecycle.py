@@ -300,7 +300,7 @@ def _answered(ask: Callable[[], T], give_up_after_s: float = float("inf")) -> T:
             passing = unreachable(error) or may_pass(error)
             if not passing or time.monotonic() + pause_s > give_up_at:
                 raise
-            logger.warning("the database does not answer: %s", brief(error))
+            logger.warning("the database is away: %s", brief(error))
         time.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311
         pause_s = min(MAX_PAUSE_S, pause_s * 2)
 
