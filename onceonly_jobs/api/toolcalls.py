@@ -49,7 +49,7 @@ async def call_tool(state: State, caller: Caller, body: RunRequest, prefer: str 
     if judged.run is None or judged.code not in (Code.OK, Code.IDEMPOTENCY):
         return _answer(wanted, judged.code, ok=False, allowed=False, decision="blocked", result=None)
     if judged.code is Code.OK:
-        state.publisher.submit(_due(caller, wanted, judged.run))
+        state.publisher.submit(_due(caller, wanted, judged, judged.run))
     run = await wait_until_settled(state, caller.tenant_id, judged.run, _patience_s(state, prefer))
     return _of_run(wanted, judged.code, run)
 
@@ -61,14 +61,14 @@ def _patience_s(state: State, prefer: str | None) -> float:
     return most if asked is None else min(most, float(asked.group(1)))
 
 
-def _due(caller: Caller, wanted: Wanted, run: Run) -> Due:
+def _due(caller: Caller, wanted: Wanted, judged: Judged, run: Run) -> Due:
     return Due(
         id=run.id,
         tenant_id=caller.tenant_id,
         key=run.key,
         agent_id=wanted.agent_id,
-        job=calls.JOB,
-        queue=wanted.queue,
+        job=judged.job,
+        queue=judged.queue,
         due_at=run.read_at,
     )
 

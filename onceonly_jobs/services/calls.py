@@ -16,7 +16,7 @@ from onceonly_jobs.domain.plans import LIMITS, Feature
 from onceonly_jobs.services.governance import require
 from onceonly_jobs.services.runs import new_lease_id
 from onceonly_jobs.services.settling import until_settled
-from onceonly_jobs.store import agents, calls, tools
+from onceonly_jobs.store import agents, calls, jobs, tools
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.calls import Call, Judged
 from onceonly_jobs.store.statement import Operation
@@ -24,6 +24,8 @@ from onceonly_jobs.store.tools import Tool
 
 JOB = "onceonly.tool_call"
 """The job that carries calls out. Its name can't be asked for by a run: a call is only made through a decision."""
+FUNCTION = "onceonly.tool."
+"""What the job of a Python function is named, before the tool's own name."""
 MAX_ATTEMPTS = 5
 """How often a call is started again whose worker died, where its effect allows it."""
 MAX_RUN_ID = 256
@@ -66,12 +68,49 @@ def judge(caller: Caller, wanted: Wanted) -> Operation[Judged]:
     require(caller, Feature.TOOLS)
     hashed = args_hash(wanted.args)
     yield from agents.lock(caller.tenant_id, wanted.agent_id)
-    tool = yield from tools.for_call(caller.tenant_id, wanted.agent_id, wanted.tool)
-    call = _call(caller, wanted, hashed, tool)
+    callee = yield from find_callee(caller.tenant_id, wanted)
+    call = _call(caller, wanted, hashed, callee)
     return (yield from until_settled(lambda: calls.judge(call)))
 
 
-def _call(caller: Caller, wanted: Wanted, hashed: str, tool: Tool | None) -> Call:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Callee:
+    """What a tool's name stands for: a registered HTTP tool, or else a Python function of the workers."""
+
+    enabled: bool
+    effect: Effect
+    job: str
+    queue: str
+    max_attempts: int
+    time_limit_s: int
+
+
+def find_callee(tenant_id: str, wanted: Wanted) -> Operation[Callee | None]:
+    """The agent's own tool of that name, or the tenant's, or a function of the workers'; None when there is none."""
+    tool = yield from tools.for_call(tenant_id, wanted.agent_id, wanted.tool)
+    if tool is not None:
+        return Callee(
+            enabled=tool.enabled,
+            effect=tool.effect,
+            job=JOB,
+            queue=wanted.queue,
+            max_attempts=MAX_ATTEMPTS,
+            time_limit_s=_time_limit_s(tool),
+        )
+    spec = yield from jobs.find(FUNCTION + wanted.tool)
+    if spec is None or spec.effect is None or spec.time_limit_s is None:
+        return None
+    return Callee(
+        enabled=True,
+        effect=Effect(spec.effect),
+        job=spec.name,
+        queue=spec.queue,
+        max_attempts=spec.max_attempts,
+        time_limit_s=spec.time_limit_s,
+    )
+
+
+def _call(caller: Caller, wanted: Wanted, hashed: str, callee: Callee | None) -> Call:
     key = call_key(wanted.agent_id, wanted.tool, hashed)
     run_id = wanted.args.get("run_id")
     return Call(
@@ -90,23 +129,21 @@ def _call(caller: Caller, wanted: Wanted, hashed: str, tool: Tool | None) -> Cal
             "run_id": run_id,
         },
         spend_micro_usd=micro_usd(wanted.spend_usd),
-        registered=tool is not None,
-        enabled=tool is not None and tool.enabled,
-        effect=(tool.effect if tool is not None else Effect.IRREVERSIBLE).value,
+        registered=callee is not None,
+        enabled=callee is not None and callee.enabled,
+        effect=(callee.effect if callee else Effect.IRREVERSIBLE).value,
         risk_level=risk_level(wanted.tool),
         lease_id=new_lease_id(),
-        time_limit_s=_time_limit_s(tool),
+        time_limit_s=callee.time_limit_s if callee else BETWEEN_ATTEMPTS_S,
         dedup_s=LIMITS[caller.plan].default_ttl_s,
-        job=JOB,
-        queue=wanted.queue,
-        max_attempts=MAX_ATTEMPTS,
+        job=callee.job if callee else JOB,
+        queue=callee.queue if callee else wanted.queue,
+        max_attempts=callee.max_attempts if callee else MAX_ATTEMPTS,
         publish_grace_s=wanted.publish_grace_s,
     )
 
 
-def _time_limit_s(tool: Tool | None) -> int:
+def _time_limit_s(tool: Tool) -> int:
     """Longer than every attempt and pause can take: the tool's own time-outs are what ends a call."""
-    if tool is None:
-        return BETWEEN_ATTEMPTS_S
     attempts = tool.max_retries + 1
     return math.ceil(attempts * (tool.timeout_ms / 1000 + BETWEEN_ATTEMPTS_S))

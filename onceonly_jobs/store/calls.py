@@ -59,6 +59,9 @@ class Judged:
     """The limit that refused, in calls or micro-dollars."""
     used: float | None
     resets_at: datetime
+    job: str
+    """Who carries an allowed call out, and on which queue."""
+    queue: str
 
 
 _VERDICT = f"""
@@ -171,6 +174,8 @@ def judge(call: Call) -> Statement[Judged | None]:
             limit=row["refusing_limit"],
             used=row["refusing_used"],
             resets_at=row["resets_at"],
+            job=call.job,
+            queue=call.queue,
         )
 
     params = {name: getattr(call, name) for name in Call.__slots__}

@@ -371,7 +371,7 @@ WITH expired AS (
     RETURNING r.*
 ), lost AS (
     UPDATE runs r SET state = 'failed', error_code = 'worker_lost', dead_lettered = true,
-        error_message = 'the worker''s lease expired on the last attempt', {FINISH}
+        error_message = 'the worker''s lease expired on the last attempt', repeatable = effect IS NOT NULL, {FINISH}
     FROM expired WHERE r.id = expired.id AND r.attempt >= r.max_attempts AND {REPEATABLE}
     RETURNING r.*
 ), held AS (

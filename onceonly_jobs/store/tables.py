@@ -224,6 +224,8 @@ jobs = sa.Table(
     sa.Column("time_limit_s", sa.Integer),
     _required("description", sa.Text()),
     _required("registered_at", Time, "onceonly_now()"),
+    # Of a Python function that agents may call as a tool; null for any other job.
+    sa.Column("effect", sa.Text),
 )
 
 usage_counters = sa.Table(

@@ -52,7 +52,7 @@ def create_worker(settings: Settings | None = None, registry: Registry | None = 
     )
     for job in jobs:
         _add_task(app, runtime, job)
-    confirm.add_task(app, runtime, allowed_addresses(settings))
+    confirm.add_task(app, runtime, jobs, allowed_addresses(settings))
     app.onceonly = runtime
     _connect_signals(app, runtime, jobs)
     return app

@@ -30,6 +30,7 @@ from onceonly_jobs.worker.outcomes import (
     Unusable,
     as_result,
     described,
+    excerpt,
     printable,
 )
 from onceonly_jobs.worker.runtime import Runtime
@@ -156,11 +157,7 @@ def _claim(runtime: Runtime, job: Job, run: int) -> Claim | None:
 def _attempt(runtime: Runtime, job: Job, claim: Claim, context: JobContext, interrupt: Interrupt) -> Verdict:
     """Call the handler and judge how it ended."""
     try:
-        returned = interrupt.call(job.handler, context)
-        limit = runtime.settings.max_result_bytes
-        if isinstance(returned, Costed):
-            return Completed(as_result(returned.result, limit), returned.cost_usd)
-        return Completed(as_result(returned, limit))
+        return _completed(claim, interrupt.call(job.handler, context), runtime.settings.max_result_bytes)
     except Interrupted as stop:
         return _stopped(claim, stop.reason)
     except Fail as failure:
@@ -185,6 +182,21 @@ def _attempt(runtime: Runtime, job: Job, claim: Claim, context: JobContext, inte
         return _again(job, claim, described(error))
 
 
+def _completed(claim: Claim, returned: Any, limit_bytes: int) -> Completed:
+    """Raises Unusable for what can't be stored; but what a tool has done is done, however little can be shown."""
+    cost_usd = None
+    if isinstance(returned, Costed):
+        returned, cost_usd = returned.result, returned.cost_usd
+    try:
+        return Completed(as_result(returned, limit_bytes), cost_usd)
+    except Unusable:
+        if not claim.tool_call:
+            raise
+        if cost_usd is None and isinstance(returned, dict):
+            cost_usd = returned.get("cost_usd")
+        return Completed(excerpt(returned, limit_bytes), cost_usd)
+
+
 def _showable(runtime: Runtime, result: dict[str, Any] | None) -> dict[str, Any] | None:
     """What a failure has to show, where that can be stored: it must not stand in the way of the failure."""
     try:
@@ -203,14 +215,16 @@ def _stopped(claim: Claim, reason: Reason) -> Verdict:
 
 
 def _timed_out(claim: Claim, result: dict[str, Any] | None = None) -> Verdict:
-    return Failed(TIMEOUT, TIMEOUT_MESSAGE) if claim.repeatable else Held(TIMEOUT_MESSAGE, result)
+    if not claim.repeatable:
+        return Held(TIMEOUT_MESSAGE, result)
+    return Failed(TIMEOUT, TIMEOUT_MESSAGE, repeatable=claim.tool_call)
 
 
 def _again(job: Job, claim: Claim, message: str, delay_s: float | None = None) -> Verdict:
     if not claim.repeatable:
         return Held(message)
     if not claim.attempts_left:
-        return Failed("handler_error", message)
+        return Failed("handler_error", message, repeatable=claim.tool_call)
     if delay_s is None:
         delay_s = retry_delay_s(claim.attempt, random.random(), job.retry_base_s, job.retry_max_s)  # noqa: S311
     return Retried(delay_s, "handler_error", message)
@@ -221,7 +235,9 @@ def _back(claim: Claim) -> Verdict:
     message = "its worker stopped before it was done"
     if not claim.repeatable:
         return Held(message)
-    return Retried(0, "worker_lost", message) if claim.attempts_left else Failed("worker_lost", message)
+    if claim.attempts_left:
+        return Retried(0, "worker_lost", message)
+    return Failed("worker_lost", message, repeatable=claim.tool_call)
 
 
 def _hand_back(runtime: Runtime, claim: Claim) -> None:
