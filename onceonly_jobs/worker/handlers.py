@@ -9,10 +9,11 @@ from onceonly_jobs.config import Settings
 from onceonly_jobs.domain.addresses import Allowed
 from onceonly_jobs.domain.plans import Kind
 from onceonly_jobs.errors import ConfigError
-from onceonly_jobs.services import calls
+from onceonly_jobs.services import calls, runs
 from onceonly_jobs.store import usage
 from onceonly_jobs.store.statement import Operation, autocommit
 from onceonly_jobs.store.usage import Counters
+from onceonly_jobs.worker import actions_job
 from onceonly_jobs.worker.chat import Llm, ask
 from onceonly_jobs.worker.context import JobContext
 from onceonly_jobs.worker.http_request import send
@@ -55,6 +56,11 @@ def builtin(runtime: Runtime) -> Registry:
     def tool_call(ctx: JobContext) -> dict[str, Any] | Costed:
         """Carries out a tool call that governance has allowed."""
         return carry_out(ctx, runtime, allowed)
+
+    @registry.job(runs.ACTIONS, max_attempts=runs.ACTION_ATTEMPTS)
+    def actions(ctx: JobContext) -> dict[str, Any]:
+        """Makes the tool calls of `metadata.actions`, each as governance decides."""
+        return actions_job.carry_out(ctx, runtime, registry[calls.JOB])
 
     return registry
 
