@@ -80,8 +80,11 @@ def _ended(ctx: JobContext, runtime: Runtime, tool_call: Job, action: Action, ac
     if acted.outcome is not None:
         return service.answer_then(acted)
     answer = _answer(ctx, runtime, tool_call, acted)
-    finish = service.finish, ctx.claim, action.position, action.tool, answer
-    return service.answer_then(_held(answered(lambda: runtime.database.run(*finish))))
+
+    def finish() -> Acted | None:
+        return runtime.database.run(service.finish, ctx.claim, action.position, action.tool, answer)
+
+    return service.answer_then(_held(answered(finish)))
 
 
 def _answer(ctx: JobContext, runtime: Runtime, tool_call: Job, acted: Acted) -> Answer:
