@@ -22,6 +22,9 @@ FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
 """Between two looks at a call that somebody else carries out."""
 
+TRUNCATED = {"truncated": True}
+"""In place of a tool's result that the run's result has no room for."""
+
 _FAILURES = {Code.TOOL_ERROR: "tool_error", Code.OUTCOME_UNKNOWN: "outcome_unknown"}
 """How the run fails with an action that was allowed; with any other it is `policy_blocked`."""
 
@@ -133,17 +136,20 @@ class _Shown:
 
     def result(self) -> dict[str, Any]:
         entries = list(self._entries)
-        sizes = {n: len(compact_json(entry["result"])) for n, entry in enumerate(entries)}
-        for n in sorted(sizes, key=lambda n: sizes[n], reverse=True):
-            if self._fits(entries):
+        sizes = [len(compact_json(entry["result"])) for entry in entries]
+        too_much = self._size(entries) - self._limit_bytes
+        for n in sorted(range(len(entries)), key=sizes.__getitem__, reverse=True):
+            saved = sizes[n] - len(compact_json(TRUNCATED))
+            if too_much <= 0 or saved <= 0:
                 break
-            entries[n] = {**entries[n], "result": {"truncated": True}}
-        while not self._fits(entries):
+            entries[n] = {**entries[n], "result": TRUNCATED}
+            too_much -= saved
+        while self._size(entries) > self._limit_bytes:
             entries.pop()
         return self._document(entries)
 
-    def _fits(self, entries: list[dict[str, Any]]) -> bool:
-        return len(compact_json(self._document(entries))) <= self._limit_bytes
+    def _size(self, entries: list[dict[str, Any]]) -> int:
+        return len(compact_json(self._document(entries)))
 
     def _document(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
         left_out = len(self._entries) - len(entries)

@@ -16,6 +16,7 @@ from onceonly_jobs.contracts.agents import SwitchRequest
 from onceonly_jobs.contracts.leases import CancelRequest
 from onceonly_jobs.contracts.policies import PolicyRequest
 from onceonly_jobs.contracts.tools import ToolRequest
+from onceonly_jobs.domain.fingerprint import compact_json
 from onceonly_jobs.domain.governance import Code
 from onceonly_jobs.domain.plans import LIMITS
 from onceonly_jobs.domain.runs import Claim, Run
@@ -302,6 +303,18 @@ def test_what_is_too_large_to_keep_is_marked_and_does_not_fail_the_run(acting: A
     assert results == [{"truncated": True}, large, large, {"n": 4}]
 
 
+def test_a_result_with_no_room_for_every_action_says_how_many_it_leaves_out(acting: Acting) -> None:
+    settings = acting.runtime.settings.model_copy(update={"max_result_bytes": 1024})
+    acting.runtime = Runtime.of(settings)
+    acting.jobs = builtin(acting.runtime)
+    acting.submit(*[{"tool": f"tool{n}"} for n in range(20)], dry_run=True)
+    assert acting.carry_out().fate is Fate.COMPLETED
+    result = acting.run().result
+    assert len(result["actions"]) + result["truncated"] == 20
+    assert result["actions"][0] == entry("tool0", "blocked", "tool_not_found", False)
+    assert 900 < len(compact_json(result)) <= 1024
+
+
 def test_the_first_fifty_actions_run_and_the_rest_is_counted(acting: Acting) -> None:
     acting.submit(*[SEND] * 53)
     acting.carry_out()
@@ -564,3 +577,11 @@ def test_a_run_that_is_cancelled_leaves_the_next_action_undecided(acting: Acting
     assert acting.decide(claim, PAY, 1) is None
     assert acting.db.run(claims.complete, claim, {}, WEEK_S) is Ending.CANCELLED
     assert len(acting.decisions()) == 1
+
+
+def test_a_cancelled_run_takes_nothing_from_its_agents_counters(acting: Acting) -> None:
+    """It was never counted as an action itself."""
+    acting.call(SEND)
+    taken = acting.submit(PAY)
+    acting.db.run(leases.cancel, acting.caller, CancelRequest(key="k", lease_id=taken.run.lease_id), WEEK_S)
+    assert acting.counters() == (1, 250_000, {"send": 1})

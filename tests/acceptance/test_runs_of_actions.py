@@ -15,9 +15,10 @@ from support.sdk_tenants import Tenant
 from support.tool_server import Handler, ToolServer, after, ok
 from support.worker_system import System
 
+from onceonly_jobs.contracts.leases import CancelRequest
 from onceonly_jobs.contracts.tools import ToolRequest
 from onceonly_jobs.local.subprocess_system import LocalSystem
-from onceonly_jobs.services import account, runs, tools
+from onceonly_jobs.services import account, leases, runs, tools
 from onceonly_jobs.store.database import Database
 from onceonly_jobs.store.vault import Vault
 
@@ -245,3 +246,25 @@ def test_a_worker_killed_in_the_middle_of_an_action_is_followed_as_its_tool_allo
         assert row["error_code"] == "outcome_unknown"
         assert [each["ok"] for each in row["result"]["actions"]] == [True, False]
         assert traces(parts)[0] == 2
+
+
+def test_a_cancelled_run_breaks_its_call_off_and_what_is_known_of_it_is_kept(
+    parts: System, start: Callable[[], Process], tool: ToolServer
+) -> None:
+    worker = start()
+    parts.jobs.enqueue("effect", key="warm up")
+    register(parts.db, tool, "send_email", "irreversible")
+    tool.script(after(60, ok()))
+    submit(parts, mail(1), mail(2))
+    parts.until(lambda: tool.requests, "the first call")
+    caller = parts.db.run(account.authenticate, parts.db.run(account.create_key, "t").api_key)
+    handle = CancelRequest(key="k", lease_id=parts.row("k")["lease_id"])
+    parts.db.run(leases.cancel, caller, handle, 60)
+    [call] = parts.until(lambda: parts.rows("SELECT key FROM runs WHERE state = 'unknown'"), "the call's end")
+    assert parts.row(call["key"])["tool"] == "send_email"
+    parts.jobs.enqueue("effect", key="next")
+    parts.finished("next")
+    assert worker.status == "running"
+    assert "won't stop" not in worker.logs()
+    assert parts.row("k")["state"] == "cancelled"
+    assert len(tool.requests) == 1
