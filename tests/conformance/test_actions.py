@@ -585,3 +585,17 @@ def test_a_cancelled_run_takes_nothing_from_its_agents_counters(acting: Acting) 
     taken = acting.submit(PAY)
     acting.db.run(leases.cancel, acting.caller, CancelRequest(key="k", lease_id=taken.run.lease_id), WEEK_S)
     assert acting.counters() == (1, 250_000, {"send": 1})
+
+
+def test_a_takeover_waits_for_a_decision_that_is_being_made(acting: Acting, clock: Clock) -> None:
+    """Else it would look for decided actions before this one is there, and decide on it again."""
+    acting.submit(SEND)
+    claim = acting.claim()
+    deciding = actions.decide(claim, acting.wanted(SEND), 0)
+    answer: Any = None
+    with acting.db.engine.connect() as connection, connection.begin():
+        while (statement := deciding.send(answer)).name != "actions.find":
+            answer = statement.read(connection.execute(statement.query, statement.params))
+        clock.advance(LEASE_S + 1)
+        assert acting.db.run(claims.reap, 10, WEEK_S) == []
+    assert len(acting.db.run(claims.reap, 10, WEEK_S)) == 1
