@@ -241,7 +241,7 @@ WITH here AS (
 )
 SELECT * FROM here
 UNION ALL
-SELECT outcome, NULL, error_code, CASE WHEN outcome <> 'completed' THEN error_code END
+SELECT outcome, NULL, error_code, CASE WHEN error_code <> 'policy_blocked' THEN error_code END
 FROM audit_outcomes WHERE decision_id = :call_decision_id AND NOT EXISTS (SELECT FROM here)
 """)
 

@@ -472,6 +472,25 @@ def test_a_call_whose_key_went_to_another_is_told_from_the_audit_trail(acting: A
     assert len(acting.tool.requests) == 1
 
 
+@pytest.mark.parametrize(("retaken", "reason"), [(False, "tool_not_allowed"), (True, "agent_disabled")])
+def test_an_action_that_is_refused_when_its_call_is_claimed_refuses_the_run(
+    acting: Acting, clock: Clock, retaken: bool, reason: str
+) -> None:
+    """Of a call whose key went to another one since, only that it was refused is known, and not why."""
+    acting.submit(SEND)
+    acted = acting.decide(acting.claim())
+    assert acted is not None
+    acting.policy(blocked_tools=["send"])
+    assert acting.carry_out(acted.call_key, calls.JOB).fate is Fate.NOT_CLAIMED
+    acting.policy(blocked_tools=[])
+    if retaken:
+        assert acting.call(SEND).code is Code.OK
+    lost(acting, clock)
+    assert acting.carry_out().detail == f"policy_blocked: action 0, send: {reason}"
+    assert acting.run().result["actions"] == [entry("send", "blocked", reason, False)]
+    assert acting.tool.requests == []
+
+
 def test_a_key_that_is_used_again_is_decided_anew(acting: Acting, clock: Clock) -> None:
     acting.submit(SEND)
     acting.carry_out()
