@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from onceonly_jobs.domain.canonical import args_hash
 from onceonly_jobs.domain.effects import Effect
 from onceonly_jobs.domain.fingerprint import canonical_json
-from onceonly_jobs.domain.governance import micro_usd, risk_level
+from onceonly_jobs.domain.governance import Code, micro_usd, risk_level
 from onceonly_jobs.domain.plans import LIMITS, Feature
+from onceonly_jobs.domain.states import FINISHED, RunState
 from onceonly_jobs.services.governance import require
 from onceonly_jobs.services.runs import new_lease_id
 from onceonly_jobs.services.settling import until_settled
@@ -68,9 +69,21 @@ def judge(caller: Caller, wanted: Wanted) -> Operation[Judged]:
     require(caller, Feature.TOOLS)
     hashed = args_hash(wanted.args)
     yield from agents.lock(caller.tenant_id, wanted.agent_id)
+    call = yield from as_judged(caller, wanted, hashed)
+    return (yield from until_settled(lambda: calls.judge(call)))
+
+
+def as_judged(caller: Caller, wanted: Wanted, hashed: str, made_in: str | None = None) -> Operation[Call]:
+    """The call as the judging statement takes it, with its tool as it is registered now.
+
+    made_in: the run_id of the run whose action it is. That timeline is the run's, not the call's.
+    """
     callee = yield from find_callee(caller.tenant_id, wanted)
     call = _call(caller, wanted, hashed, callee)
-    return (yield from until_settled(lambda: calls.judge(call)))
+    if made_in is None:
+        return call
+    metadata = {**call.metadata, "run_id": call.metadata["run_id"] or made_in}
+    return replace(call, metadata=metadata, run_id=call.key if call.run_id == made_in else call.run_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +154,59 @@ def _call(caller: Caller, wanted: Wanted, hashed: str, callee: Callee | None) ->
         max_attempts=callee.max_attempts if callee else MAX_ATTEMPTS,
         publish_grace_s=wanted.publish_grace_s,
     )
+
+
+class Ended(Protocol):
+    """A run, or what is known of one."""
+
+    @property
+    def state(self) -> RunState: ...
+    @property
+    def result(self) -> dict[str, Any] | None: ...
+    @property
+    def error_code(self) -> str | None: ...
+    @property
+    def error_message(self) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a call has come to, for whoever asked for it."""
+
+    code: Code
+    ok: bool
+    allowed: bool
+    decision: str
+    result: dict[str, Any] | None
+    message: str | None = None
+
+
+def refusal(code: Code) -> Answer:
+    """The answer to a call that was not allowed."""
+    return Answer(code=code, ok=False, allowed=False, decision="blocked", result=None)
+
+
+def answer_of(code: Code, run: Ended) -> Answer | None:
+    """What the run that carries an allowed call out has to say; None while it goes on."""
+    decision = "dedup" if code is Code.IDEMPOTENCY else "executed"
+    if run.state is RunState.COMPLETED:
+        return Answer(code=code, ok=True, allowed=True, decision=decision, result=run.result)
+    if run.state is RunState.FAILED and run.error_code == "policy_blocked":
+        return refusal(Code(run.error_message or Code.AGENT_DISABLED))
+    failed = Answer(
+        code=Code.TOOL_ERROR,
+        ok=False,
+        allowed=True,
+        decision=decision,
+        result=run.result,
+        message=run.error_message,
+    )
+    if run.state is RunState.UNKNOWN:
+        return replace(failed, code=Code.OUTCOME_UNKNOWN)
+    if run.state not in FINISHED:
+        return None
+    made_up = {"error": run.error_code, "status": None, "message": run.error_code}
+    return replace(failed, result=run.result or made_up)
 
 
 def _time_limit_s(tool: Tool) -> int:

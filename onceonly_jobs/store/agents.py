@@ -284,7 +284,7 @@ WITH recent AS (
     GROUP BY tool ORDER BY calls DESC, tool LIMIT 10
 )
 SELECT count(*) FILTER (WHERE decision = 'executed') AS actions,
-       count(*) FILTER (WHERE NOT allowed) AS blocked,
+       count(*) FILTER (WHERE NOT allowed AND decision <> 'dry_run') AS blocked,
        coalesce(sum(spend) FILTER (WHERE allowed), 0)::bigint AS spend_micro_usd,
        (SELECT coalesce(json_agg(json_build_array(tool, calls) ORDER BY calls DESC, tool), '[]') FROM by_tool)
            AS tools,

@@ -57,8 +57,8 @@ WITH gate AS (
 ), decided AS (
     INSERT INTO audit_decisions (tenant_id, agent_id, tool, run_key, allowed, decision, policy_reason, policy_code,
                                  risk_level, policy_version)
-    SELECT tenant_id, agent_id, tool, key, false, 'blocked', {REASON}, code, {
-    risk("tool")
+    SELECT tenant_id, agent_id, coalesce(tool, job), key, false, 'blocked', {REASON}, code, {
+    risk("coalesce(tool, job)")
 }, gate.policy_version
     FROM refused, gate
 ), {finished("refused", given_back="attempt = 0")}
@@ -139,6 +139,14 @@ def heartbeat(claim: Claim, lease_s: float) -> Statement[Beat | None]:
         one_or_none(lambda row: Beat(row["time_left_s"] <= 0, row["time_left_s"])),
         {**_of(claim), "lease_s": lease_s},
     )
+
+
+_HOLD_CLAIM = sa.text(f"SELECT FROM runs WHERE {_CURRENT} FOR UPDATE")
+
+
+def hold_claim(claim: Claim) -> Statement[bool]:
+    """Whether the claim is current; then nobody takes, stops or ends the run until the transaction ends."""
+    return Statement("claims.hold_claim", _HOLD_CLAIM, lambda r: r.first() is not None, _of(claim))
 
 
 _STANDING = sa.text("""

@@ -12,12 +12,13 @@ HOUR = "date_trunc('hour', onceonly_now(), 'UTC')"
 DAY = "(onceonly_now() AT TIME ZONE 'UTC')::date"
 
 # What the agent has used in the current windows. A window that is over counts nothing.
-WINDOWS = f"""
+USED = f"""
     LATERAL (SELECT
         CASE WHEN a.hour_at = {HOUR} THEN a.hour_actions ELSE 0 END AS actions,
         CASE WHEN a.day_on = {DAY} THEN a.day_spend_micro_usd ELSE 0 END AS spend,
         CASE WHEN a.day_on = {DAY} THEN a.day_calls ELSE '{{}}' END AS calls
-    ) w"""
+    )"""
+WINDOWS = f"{USED} w"
 
 # The larger of what the caller declares and the tool's price.
 COST = """

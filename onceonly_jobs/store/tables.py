@@ -160,6 +160,28 @@ runs = sa.Table(
     ),
 )
 
+run_actions = sa.Table(
+    "run_actions",
+    metadata,
+    # What was decided on the tool calls of a run with `metadata.actions`, each once, and what came of it.
+    sa.Column("tenant_id", sa.Text, primary_key=True),
+    # The decision that let the run in: one per taking of its key, the same in every attempt.
+    sa.Column("run_decision_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("position", sa.Integer, primary_key=True, autoincrement=False),
+    _required("decision_id", sa.BigInteger()),
+    _required("code", sa.Text()),
+    _required("cost_micro_usd", sa.BigInteger(), "0"),
+    _required("call_key", sa.Text()),
+    # The run that carries the call out, or has done so for somebody else; its key may be taken again later.
+    sa.Column("call_id", sa.BigInteger),
+    sa.Column("call_decision_id", sa.BigInteger),
+    _required("at", Time, "onceonly_now()"),
+    sa.Column("done_at", Time),
+    sa.Column("outcome", sa.Text),
+    sa.Column("message", sa.Text),
+    sa.Column("result", JSON),
+)
+
 agents = sa.Table(
     "agents",
     metadata,

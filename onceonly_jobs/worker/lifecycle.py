@@ -105,8 +105,11 @@ Verdict = Completed | Failed | Retried | Released | Held
 """How an attempt ended, still to be recorded."""
 
 
-def run_job(runtime: Runtime, job: Job, run: int) -> Outcome:
-    """Run a job if the run can be claimed, and record how it ended."""
+def run_job(runtime: Runtime, job: Job, run: int, interrupt: Interrupt | None = None) -> Outcome:
+    """Run a job if the run can be claimed, and record how it ended.
+
+    interrupt: of a handler that carries this run out within its own, `lent` for that.
+    """
     try:
         claim = _claim(runtime, job, run)
     except SQLAlchemyError as error:
@@ -115,7 +118,7 @@ def run_job(runtime: Runtime, job: Job, run: int) -> Outcome:
     if claim is None:
         return Outcome(Fate.NOT_CLAIMED)
 
-    interrupt = Interrupt()
+    interrupt = interrupt or Interrupt()
     with Keeper(runtime, claim, interrupt) as keeper:
         context = JobContext(claim, _reporting(runtime, claim, keeper), interrupt, keeper.time_left_s)
         try:
@@ -151,7 +154,7 @@ def _claim(runtime: Runtime, job: Job, run: int) -> Claim | None:
             retention_s=runtime.settings.retention_s,
         )
 
-    return _answered(claim, give_up_after_s=lease_s)
+    return answered(claim, give_up_after_s=lease_s)
 
 
 def _attempt(runtime: Runtime, job: Job, claim: Claim, context: JobContext, interrupt: Interrupt) -> Verdict:
@@ -251,7 +254,7 @@ def _hand_back(runtime: Runtime, claim: Claim) -> None:
 def _record(runtime: Runtime, claim: Claim, verdict: Verdict) -> Outcome:
     """Store the verdict if the claim is still current, however long the database takes to answer."""
     try:
-        ending = _answered(lambda: _ending(runtime, claim, verdict))
+        ending = answered(lambda: _ending(runtime, claim, verdict))
     except DBAPIError as error:
         if not isinstance(verdict, Completed) or not refused_value(error):
             raise
@@ -306,7 +309,7 @@ def _failure(verdict: Failed) -> claims.Failure:
     )
 
 
-def _answered(ask: Callable[[], T], give_up_after_s: float = float("inf")) -> T:
+def answered(ask: Callable[[], T], give_up_after_s: float = float("inf")) -> T:
     """The database's answer, asked for again for as long as it is away."""
     give_up_at, pause_s = time.monotonic() + give_up_after_s, 0.1
     while True:

@@ -13,6 +13,7 @@ from onceonly_jobs.contracts.policies import PolicyRequest
 from onceonly_jobs.contracts.tools import ToolAuth, ToolRequest
 from onceonly_jobs.domain.governance import Code
 from onceonly_jobs.domain.plans import Plan
+from onceonly_jobs.jobs import Jobs
 from onceonly_jobs.services import account, calls, governance, tools
 from onceonly_jobs.services.calls import Wanted
 from onceonly_jobs.store.account import Caller
@@ -116,6 +117,19 @@ def test_the_policy_holds_for_functions(agent: Agent) -> None:
     agent.policy(blocked_tools=None, max_calls_per_tool={"add": 1})
     agent.call("add", a=1)
     assert agent.judge("add", a=2).code is Code.CALLS_PER_TOOL
+
+
+def test_a_run_of_actions_calls_functions(agent: Agent) -> None:
+    actions = [{"tool": "add", "args": {"a": n}} for n in (1, 2, 1)]
+    metadata = {"agent_id": agent.name, "actions": actions}
+    with Jobs(agent.system.settings, tenant=agent.caller.tenant_id) as jobs:
+        jobs.enqueue("onceonly.actions", key=agent.name, metadata=metadata)
+    made = agent.system.finished(agent.name)["result"]["actions"]
+    assert [(each["decision"], each["result"]) for each in made] == [
+        ("executed", {"data": 2}),
+        ("executed", {"data": 3}),
+        ("dedup", {"data": 2}),
+    ]
 
 
 def test_a_registered_tool_of_the_same_name_comes_first(agent: Agent) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from onceonly_jobs.domain.governance import Code
 from onceonly_jobs.domain.plans import Kind
 from onceonly_jobs.domain.runs import Claim
 from onceonly_jobs.domain.states import Owner
-from onceonly_jobs.store import account, claims, events, leases, locks, runs, unknown, usage
+from onceonly_jobs.store import account, actions, claims, events, leases, locks, runs, unknown, usage
 from onceonly_jobs.store.runs import Taking
 from onceonly_jobs.store.statement import Statement
 from onceonly_jobs.store.unknown import Settlement
@@ -27,6 +28,7 @@ TABLES = (
     "api_keys",
     "audit_decisions",
     "usage_counters",
+    "run_actions",
 )
 
 FILL = f"""
@@ -50,6 +52,8 @@ INSERT INTO audit_decisions (tenant_id, tool, run_key, allowed, decision, policy
 SELECT 't' || mod(n, 5), 'x', 'k' || n, true, 'executed', 'x', 'x', 'low' FROM generate_series(1, {ROWS}) n;
 INSERT INTO usage_counters (tenant_id, kind, day, slot)
 SELECT 't' || mod(n, 50), 'ai', date '2020-01-01' + n / 50, 0 FROM generate_series(1, {ROWS}) n;
+INSERT INTO run_actions (tenant_id, run_decision_id, position, decision_id, code, call_key)
+SELECT 't' || mod(n, 5), n / 10, mod(n, 10), n, 'ok', 'k' || n FROM generate_series(1, {ROWS}) n;
 ANALYZE;
 """
 
@@ -86,6 +90,10 @@ HOT: list[Statement[Any]] = [
     claims.heartbeat(CLAIM, 15),
     claims.complete(CLAIM, {}, "h", 60),
     claims.retry(CLAIM, 1, "x", "x"),
+    claims.hold_claim(CLAIM),
+    actions.decided(CLAIM),
+    actions.find(CLAIM, 3),
+    actions.finish(CLAIM, 3, "x", Code.OK, status="ok", message=None, result={}),
     claims.reap(100, 60),
     claims.take_due(100, 2, []),
     unknown.take_confirmable(100, "x"),
