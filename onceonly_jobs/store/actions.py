@@ -239,7 +239,8 @@ class Standing:
 # A call that is over may have given its key to another one: then what the audit trail knows of it is all there is.
 _STANDING = sa.text("""
 WITH here AS (
-    SELECT state, result, error_code, error_message, job FROM runs WHERE id = :call_id AND decision_id = :call_decision_id
+    SELECT state, result, error_code, error_message, job FROM runs
+    WHERE id = :call_id AND decision_id = :call_decision_id
 )
 SELECT * FROM here
 UNION ALL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -122,7 +123,7 @@ def test_the_policy_holds_for_functions(agent: Agent) -> None:
 def test_a_run_of_actions_calls_functions(agent: Agent) -> None:
     actions = [{"tool": "add", "args": {"a": n}} for n in (1, 2, 1)]
     metadata = {"agent_id": agent.name, "actions": actions}
-    with Jobs(agent.system.settings, tenant=agent.caller.tenant_id) as jobs:
+    with closing(Jobs(agent.system.settings, tenant=agent.caller.tenant_id)) as jobs:
         jobs.enqueue("onceonly.actions", key=agent.name, metadata=metadata)
     made = agent.system.finished(agent.name)["result"]["actions"]
     assert [(each["decision"], each["result"]) for each in made] == [
