@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,13 +97,17 @@ class Fleet:
             WHERE tenant_id = :tenant_id AND state IN ('queued', 'in_progress')"""
         self.system.until(lambda: self.rows(query)[0]["open"] == 0, "nothing is under way")
 
+    def serves(self, process: Process) -> bool:
+        """Whether a process of ours has started and is there."""
+        if process not in self.apis:
+            return process.status == "running" and process.is_ready
+        origin = self.base_urls[self.apis.index(process)].removesuffix("/v1")
+        return answers(f"{origin}/ready")
+
     def ready(self) -> None:
         """Wait until every process serves."""
-        for process in (*self.workers, self.beat):
-            process.ready()
-        for url in self.base_urls:
-            origin = url.removesuffix("/v1")
-            self.system.until(lambda origin=origin: answers(f"{origin}/ready"), f"{origin} serves")
+        for process in self.processes:
+            self.system.until(lambda process=process: self.serves(process), f"{process.name} serves")
 
     def early_in_the_hour(self) -> None:
         """Move the clock on where the hour is about to end: then no window ends during a test."""
@@ -154,8 +157,3 @@ def _execute(url: str, statements: str) -> None:
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     with engine.begin() as connection:
         connection.exec_driver_sql(statements)
-
-
-def restart_all(processes: Sequence[Process]) -> None:
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(Process.restart, processes))
