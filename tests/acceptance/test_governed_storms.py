@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,8 +26,8 @@ from onceonly_jobs.domain.budgets import AgentModel
 from onceonly_jobs.domain.canonical import args_hash
 from onceonly_jobs.domain.governance import Code, usd
 
-TRIALS = int(os.environ.get("ONCEONLY_TEST_TRIALS", "24"))
-ROUNDS = int(os.environ.get("ONCEONLY_TEST_ROUNDS", "4"))
+TRIALS = int(os.environ.get("ONCEONLY_TEST_TRIALS", "18"))
+ROUNDS = int(os.environ.get("ONCEONLY_TEST_ROUNDS", "3"))
 SEED = int(os.environ.get("ONCEONLY_TEST_SEED") or secrets.randbits(32))
 CALLERS = 50
 TOOLS = ("send_email", "stripe.charge", "search")
@@ -238,6 +239,19 @@ def committed_between(ours: Fleet, agent_id: str, first: str, last: str) -> tupl
     return found[0], found[1]
 
 
+def since(ours: Fleet, agent_id: str, first: str) -> tuple[Counter[str], Counter[str]]:
+    return committed_between(ours, agent_id, first, snapshot(ours))
+
+
+def is_busy(ours: Fleet, agent_id: str, first: str) -> bool:
+    """Whether calls of the agent have been queued, claimed, kept alive and completed since a snapshot."""
+    return since(ours, agent_id, first)[0].keys() >= {"queued", "in_progress", "extended", "completed"}
+
+
+def is_asked(ours: Fleet, agent_id: str, first: str) -> bool:
+    return bool(since(ours, agent_id, first)[1])
+
+
 def by_number(request: Received) -> Behaviour:
     """Quick, slower than a heartbeat, and busy at first: asked again after a pause."""
     n = request.json["args"]["n"]
@@ -265,13 +279,15 @@ def test_nothing_of_an_agent_starts_or_goes_on_after_its_switch_has_answered(
         url = f"{ours.base_urls[number % 2]}/agents/{agent_id}"
         enabled = snapshot(ours)
         ours.http.post(f"{url}/enable").raise_for_status()
-        time.sleep(rng.uniform(0.6, 1.4))
+        ours.system.until(partial(is_busy, ours, agent_id, enabled), "calls are under way")
+        time.sleep(rng.uniform(0, 0.8))
         ours.http.post(f"{url}/disable", json={"reason": "odd"}).raise_for_status()
         disabled, sent = snapshot(ours), len(hits(ours, agent_id))
         moves, decisions = committed_between(ours, agent_id, enabled, disabled)
         moved, decided = moved + moves, decided + decisions
+        ours.system.until(partial(is_asked, ours, agent_id, disabled), "the callers go on")
         time.sleep(rng.uniform(0.6, 0.9))  # longer than a heartbeat
-        moves, decisions = committed_between(ours, agent_id, disabled, snapshot(ours))
+        moves, decisions = since(ours, agent_id, disabled)
         assert not moves, f"round {number}: the agent's runs went on"
         assert set(decisions) == {Code.AGENT_DISABLED}, f"round {number}: a call was allowed"
         # A call that a worker was just about to send can't be called back; but each has one at the most.
@@ -280,8 +296,7 @@ def test_nothing_of_an_agent_starts_or_goes_on_after_its_switch_has_answered(
     answers = callers.answers()
     ours.settle()
     print(f"{ROUNDS} rounds, {len(answers)} calls; while enabled: {dict(moved)} {dict(decided)}")
-    assert min(moved[what] for what in ("queued", "in_progress", "extended", "completed", "failed")) > 0
-    assert decided[Code.OK] > 0
+    assert moved["failed"] > 0, "the switch has stopped something"
     assert {answer.status for answer in answers} == {200}
     check_books(ours, agent_id)
 
@@ -290,7 +305,7 @@ def check_books(ours: Fleet, agent_id: str) -> None:
     """What the agent has used is what its claimed calls cost: one that was stopped before is given back."""
     decisions = ours.decisions(agent_id)
     executed = [decision for decision in decisions if decision["decision"] == "executed"]
-    assert all((decision["outcome"] is not None) == (decision in executed) for decision in decisions[:200])
+    assert all(decision["outcome"] is not None for decision in executed)
     claimed = {
         row["decision_id"]
         for row in ours.rows(
