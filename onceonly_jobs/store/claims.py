@@ -149,6 +149,24 @@ def hold_claim(claim: Claim) -> Statement[bool]:
     return Statement("claims.hold_claim", _HOLD_CLAIM, lambda r: r.first() is not None, _of(claim))
 
 
+_CURRENT_GRANT = sa.text("""
+SELECT EXISTS (
+    SELECT FROM runs WHERE tenant_id = :tenant_id AND key = :key AND fencing_token = :fencing_token
+        AND owner = 'server' AND state = 'in_progress' AND lease_until_at > onceonly_now()
+)
+""")
+
+
+def is_current(tenant_id: str, key: str, fencing_token: int) -> Statement[bool]:
+    """Whether the worker with this token still holds the run under a key, and the run was not stopped."""
+    return Statement(
+        "claims.is_current",
+        _CURRENT_GRANT,
+        lambda r: bool(r.scalar_one()),
+        {"tenant_id": tenant_id, "key": key, "fencing_token": fencing_token},
+    )
+
+
 _STANDING = sa.text("""
 SELECT CASE WHEN fencing_token = :fencing_token AND worker_lease_id = :worker_lease_id THEN state ELSE 'lost' END
 FROM runs WHERE id = :id

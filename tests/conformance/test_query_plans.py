@@ -88,6 +88,7 @@ HOT: list[Statement[Any]] = [
     leases.cancel("t2", "k7", "l", None, 60),
     claims.claim(7, "echo", "wl", 15, None, 60),
     claims.heartbeat(CLAIM, 15),
+    claims.is_current("t", "k", 1),
     claims.complete(CLAIM, {}, "h", 60),
     claims.retry(CLAIM, 1, "x", "x"),
     claims.hold_claim(CLAIM),
