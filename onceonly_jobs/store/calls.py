@@ -134,7 +134,9 @@ WITH standing AS MATERIALIZED ({_VERDICT}
            {REASON}, code, :risk_level, :args_hash, CASE code WHEN 'ok' THEN cost ELSE 0 END, policy_version
     FROM answer
 ), reserved AS ({RESERVE.replace("FROM verdict v", "FROM answer v")}
-), calling AS ({event_row("'tool_call'", "'start'", source="won")}), {recording("calling")}, turned_away AS (
+), calling AS (
+    {event_row("'tool_call'", "'start'", source="won", more=", 'decision_id', decision_id")}
+), {recording("calling")}, turned_away AS (
     SELECT tenant_id, CAST(:run_id AS text) AS run_id, onceonly_now() AS at, 'tool_result' AS type,
            'blocked' AS status, CAST(NULL AS text) AS step, CAST(:tool AS text) AS tool, agent_id,
            {REASON} AS message, CAST(NULL AS bigint) AS duration_ms, json_build_object('key', :key) AS data
