@@ -328,6 +328,18 @@ class RateLimited(Refusal):
         )
 
 
+class TooManyStreams(Refusal):
+    """This process follows as many streams as it may."""
+
+    status = 503
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            {"error": "too_many_streams", "message": f"{limit} streams are open here already; try again"},
+            {"Retry-After": "5"},
+        )
+
+
 class Unavailable(Refusal):
     status = 503
 

@@ -11,7 +11,7 @@ from fastapi.security import HTTPBearer
 
 from onceonly_jobs.api.edge import CommonHeaders
 from onceonly_jobs.api.problems import install
-from onceonly_jobs.api.routes import account, ai, events, governance, health, locks, tools, unknown
+from onceonly_jobs.api.routes import account, ai, events, governance, health, locks, streams, tools, unknown
 from onceonly_jobs.api.state import State
 from onceonly_jobs.config import Settings
 from onceonly_jobs.contracts.problem import problems
@@ -37,7 +37,9 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await state.hints.start()
+        state.streams.end_with_the_process()
         yield
+        state.streams.end()
         await state.aclose()
 
     app = FastAPI(
@@ -55,6 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
         locks.router,
         ai.router,
         account.router,
+        streams.router,
         events.router,
         governance.router,
         tools.router,

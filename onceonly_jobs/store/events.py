@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from onceonly_jobs.domain.timelines import CLOSING, OPENING
 from onceonly_jobs.store.statement import Statement, many
 
 TIMELINE_COLUMNS = "tenant_id, run_id, at, type, status, step, tool, agent_id, message, duration_ms, data"
@@ -173,6 +174,42 @@ def timeline(tenant_id: str, run_id: str, limit: int, offset: int) -> Statement[
     )
 
 
+_AFTER = sa.text("""
+SELECT id, at, type, status, duration_ms, step, tool, req_id, lease_id, agent_id, message, data
+FROM run_events WHERE tenant_id = :tenant_id AND run_id = :run_id AND id > :after
+ORDER BY id LIMIT :limit
+""")
+
+
+def after(tenant_id: str, run_id: str, event_id: int, limit: int) -> Statement[list[Event]]:
+    """A run's events with larger ids, in the order in which they were written."""
+    return Statement(
+        "events.after",
+        _AFTER,
+        many(lambda row: Event(**row)),
+        {"tenant_id": tenant_id, "run_id": run_id, "after": event_id, "limit": limit},
+    )
+
+
+_MILESTONES = sa.text(f"""
+SELECT type, data->>'key' AS key FROM run_events
+WHERE tenant_id = :tenant_id AND run_id = :run_id AND id <= :until AND type IN ({
+    ", ".join(f"'{name}'" for name in sorted(OPENING | CLOSING))
+})
+ORDER BY id
+""")
+
+
+def milestones(tenant_id: str, run_id: str, until: int) -> Statement[list[tuple[str, str | None]]]:
+    """Types and keys of the events up to an id that say whether the timeline's runs have ended."""
+    return Statement(
+        "events.milestones",
+        _MILESTONES,
+        many(lambda row: (row["type"], row["key"])),
+        {"tenant_id": tenant_id, "run_id": run_id, "until": until},
+    )
+
+
 _COUNT = sa.text("SELECT events_count FROM timelines WHERE tenant_id = :tenant_id AND run_id = :run_id")
 
 
@@ -230,3 +267,28 @@ def feed(tenant_id: str, limit: int, offset: int) -> Statement[list[FeedEvent]]:
         many(lambda row: FeedEvent(**row)),
         {"tenant_id": tenant_id, "limit": limit, "offset": offset},
     )
+
+
+_FEED_AFTER = sa.text("""
+SELECT id, at, type, kind, key, status, agent_id, tool, message, data FROM feed_events
+WHERE tenant_id = :tenant_id AND id > :after AND id <> ALL (CAST(:seen AS bigint[]))
+ORDER BY id LIMIT :limit
+""")
+
+
+def feed_after(tenant_id: str, event_id: int, seen: list[int], limit: int) -> Statement[list[FeedEvent]]:
+    """The namespace's activity with larger ids than event_id, oldest first, without those already seen."""
+    return Statement(
+        "events.feed_after",
+        _FEED_AFTER,
+        many(lambda row: FeedEvent(**row)),
+        {"tenant_id": tenant_id, "after": event_id, "seen": seen, "limit": limit},
+    )
+
+
+_FEED_END = sa.text("SELECT coalesce(max(id), 0) FROM feed_events WHERE tenant_id = :tenant_id")
+
+
+def feed_end(tenant_id: str) -> Statement[int]:
+    """The id of the namespace's latest activity; 0 where there was none."""
+    return Statement("events.feed_end", _FEED_END, lambda r: int(r.scalar_one()), {"tenant_id": tenant_id})

@@ -38,6 +38,7 @@ Offset = Annotated[int, Query(ge=0, le=10_000_000)]
 async def post_event(body: EventRequest, state: Held, caller: Asking) -> JSONResponse:
     """The timeline begins with the event if there is none yet. Not metered."""
     event_id = await state.db.arun(insights.post_event, caller, body)
+    state.hints.moved_here(caller.tenant_id, body.run_id)
     return JSONResponse({"ok": True, "event_id": event_id, "run_id": body.run_id})
 
 
