@@ -218,6 +218,13 @@ class ToolNotRegistered(Refusal):
         )
 
 
+class WebhookNotFound(Refusal):
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__({"error": "webhook_not_found", "message": "no webhook is set for notifications"})
+
+
 class TooManyTools(Refusal):
     """The tenant's plan has no room for another tool."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from onceonly_jobs.contracts.events import EventRequest
 from onceonly_jobs.domain.timelines import Standing
-from onceonly_jobs.store import events
+from onceonly_jobs.store import events, listing
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.events import Event, FeedEvent, Timeline
+from onceonly_jobs.store.listing import Filter, ListedRun
 from onceonly_jobs.store.statement import Operation, autocommit, read_only
 
 
@@ -74,3 +75,23 @@ def feed_news(tenant_id: str, after: int, seen: list[int], limit: int) -> Operat
 def feed_end(tenant_id: str) -> Operation[int]:
     """The id of the namespace's latest activity."""
     return (yield from events.feed_end(tenant_id))
+
+
+@read_only
+def list_runs(wanted: Filter, limit: int, offset: int) -> Operation[tuple[int, list[ListedRun]]]:
+    """How many runs match, up to listing.MOST_COUNTED, and a page of them, latest key first."""
+    total = yield from listing.total(wanted)
+    page = yield from listing.runs(wanted, limit, offset)
+    return total, page
+
+
+@read_only
+def run_by_key(tenant_id: str, key: str) -> Operation[ListedRun | None]:
+    """The run under a key; None when it was never taken."""
+    return (yield from listing.by_key(tenant_id, key))
+
+
+@read_only
+def run_events(tenant_id: str, run_id: str, limit: int, offset: int) -> Operation[list[Event]]:
+    """A page of a run's events, oldest first."""
+    return (yield from events.timeline(tenant_id, run_id, limit, offset))

@@ -164,7 +164,7 @@ WITH before AS (
         {CONFIRM_LATER}
     FROM before WHERE r.id = before.id AND before.state = 'in_progress' AND NOT {REPEATABLE}
     RETURNING r.*
-), {finished("done", given_back="attempt = 0", also=(held_unknown("held"),))}
+), {finished("done", given_back="attempt = 0", also=(held_unknown("held"),), told=None)}
 SELECT before.state, stopped.key FROM before
 JOIN (SELECT id, key FROM done UNION ALL SELECT id, key FROM held) stopped ON stopped.id = before.id
 """)

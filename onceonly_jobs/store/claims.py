@@ -23,6 +23,7 @@ from onceonly_jobs.store.rows import (
     to_claim,
 )
 from onceonly_jobs.store.statement import Statement, count, one_or_none
+from onceonly_jobs.store.webhooks import failures
 
 _CLAIMABLE = "owner = 'server' AND state = 'queued' AND job = :job AND due_at <= onceonly_now()"
 
@@ -200,7 +201,7 @@ WITH done AS (
         error_code = NULL, error_message = NULL, {FINISH}
     WHERE {_CURRENT} AND deadline_at > onceonly_now()
     RETURNING *
-), {finished("done", actual="CAST(:actual_micro_usd AS bigint)")}
+), {finished("done", actual="CAST(:actual_micro_usd AS bigint)", told=None)}
 SELECT id FROM done
 """)
 
@@ -282,7 +283,7 @@ WITH held AS (
         {CONFIRM_LATER}
     WHERE {_CURRENT}
     RETURNING *
-), holding AS ({held_unknown("held")}), {recording("holding")}
+), holding AS ({held_unknown("held")}), {recording("holding")}, {failures("held")}
 SELECT id FROM held
 """)
 
@@ -402,7 +403,11 @@ WITH expired AS (
     RETURNING r.*, lost_at
 ), taken_back AS (
     SELECT * FROM requeued UNION ALL SELECT * FROM lost UNION ALL SELECT * FROM held
-), {finished("lost", also=(_LEASE_EXPIRED, _retried("'worker lost'"), held_unknown("held")))}
+), {
+    finished(
+        "lost", also=(_LEASE_EXPIRED, _retried("'worker lost'"), held_unknown("held")), told="taken_back"
+    )
+}
 SELECT tenant_id, key, state FROM requeued UNION ALL SELECT tenant_id, key, state FROM lost
 UNION ALL SELECT tenant_id, key, state FROM held
 """)

@@ -8,6 +8,7 @@ from onceonly_jobs.domain.runs import Claim, Run
 from onceonly_jobs.domain.states import Owner, RunState
 from onceonly_jobs.store.events import ATTEMPT_MS, elapsed_ms, event_row, recording
 from onceonly_jobs.store.governance import booked, settlement
+from onceonly_jobs.store.webhooks import failures
 
 RUN_COLUMNS = """id, key, run_id, owner, state, version, fencing_token, lease_id, lease_ttl_s, lease_until_at,
     deadline_at, first_seen_at, done_at, result, result_hash, error_code, error_message, onceonly_now() AS read_at"""
@@ -79,11 +80,13 @@ def finished(
     actual: str = "CAST(NULL AS bigint)",
     given_back: str = "false",
     also: tuple[str, ...] = (),
+    told: str | None = "",
 ) -> str:
     """CTEs for runs that `source` has just finished: timeline, feed, the outcome of their decision, its settlement.
 
     actual and given_back are SQL over the runs, as in `governance.settlement`. also: SELECTs of further events
-    that the statement has to tell of.
+    that the statement has to tell of. told: the runs whose failure webhooks are told of, another CTE than `source`;
+    None: whoever ends these runs knows.
     """
     status = "CASE state WHEN 'completed' THEN 'completed' ELSE 'failed' END"
     result = "CASE state WHEN 'completed' THEN 'ok' ELSE 'error' END"
@@ -111,4 +114,4 @@ def finished(
         FROM {source} WHERE decision_id IS NOT NULL
         ON CONFLICT (decision_id) DO NOTHING
     ), settled AS ({settlement(source, actual, given_back)}
-    )"""
+    ){"" if told is None else ", " + failures(told or source)}"""

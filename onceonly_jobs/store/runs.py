@@ -16,6 +16,7 @@ from onceonly_jobs.store.governance import REASON, RESERVE, VERDICT
 from onceonly_jobs.store.rows import RETAINED, RUN_COLUMNS, to_run
 from onceonly_jobs.store.statement import Statement, one_or_none
 from onceonly_jobs.store.usage import MONTH_USAGE, counting, slot
+from onceonly_jobs.store.webhooks import limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +170,8 @@ FROM answer
 _TAKE = _take(_UNGOVERNED, "")
 _TAKE_GOVERNED = _take(
     VERDICT.replace(":tool", ":job"),
-    f"reserved AS ({RESERVE.replace(':tool', ':job')} AND EXISTS (SELECT FROM won)),",
+    f"reserved AS ({RESERVE.replace(':tool', ':job')} AND EXISTS (SELECT FROM won)),"
+    f"{limits('verdict', 'CAST(:job AS text)', 'EXISTS (SELECT FROM won)')},",
 )
 
 
