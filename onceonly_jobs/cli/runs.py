@@ -12,9 +12,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from onceonly_jobs.cli.admin import PIPED_WIDTH
+from onceonly_jobs.cli.tables import PIPED_WIDTH, shown
 from onceonly_jobs.config import Settings
 from onceonly_jobs.domain.timelines import Standing
 from onceonly_jobs.errors import ConfigError
@@ -240,12 +239,6 @@ def wanted_runs(
         agent_id=agent,
         key_prefix=key,
     )
-
-
-def shown(value: Any) -> Text:
-    """Text for a terminal: what callers have sent can neither colour nor command it."""
-    text = "-" if value is None else str(value)
-    return Text("".join(c if c.isprintable() else "\ufffd" for c in text))
 
 
 def line(when: datetime, *words: Any) -> None:

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy.exc import DBAPIError
 
-from onceonly_jobs.cli.runs import at, attempts, line, shown, took, waited
+from onceonly_jobs.cli.runs import at, attempts, line, took, waited
+from onceonly_jobs.cli.tables import shown
 from onceonly_jobs.services import insights
 from onceonly_jobs.store.database import Database, unreachable
 from onceonly_jobs.store.listing import MOST_COUNTED, Filter, ListedRun, Wanted
@@ -128,13 +129,19 @@ def _rows(runs: list[ListedRun], *, tenants: bool) -> Table:
     return table
 
 
-def _progress(run: ListedRun) -> ProgressBar | Text:
+def _progress(run: ListedRun) -> Table | Text:
     """A bar for a fraction, text for anything else; of a run that went wrong, why."""
     if run.error_code is not None and run.state in ("failed", "cancelled", "unknown"):
         return Text(shown(run.error_message or run.error_code).plain, style="red")
-    fraction = (run.progress or {}).get("fraction")
-    if run.state == "completed" and run.progress is None:
+    if run.progress is None or run.state == "queued":  # what an attempt has reported that is over
         return Text("")
+    fraction = 1.0 if run.state == "completed" else run.progress.get("fraction")
     if isinstance(fraction, int | float) and 0 <= fraction <= 1:
-        return ProgressBar(total=1.0, completed=float(fraction), width=BAR_WIDTH)
-    return Text("") if run.progress is None else shown(json.dumps(run.progress, ensure_ascii=False))
+        return _bar(float(fraction))
+    return shown(json.dumps(run.progress, ensure_ascii=False))
+
+
+def _bar(fraction: float) -> Table:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(ProgressBar(total=1.0, completed=fraction, width=BAR_WIDTH), f"{fraction:.0%}")
+    return grid

@@ -8,8 +8,7 @@ from typing import Annotated, ParamSpec, TypeVar
 import typer
 from pydantic import ValidationError
 
-from onceonly_jobs.cli.admin import show_table
-from onceonly_jobs.cli.runs import shown
+from onceonly_jobs.cli.tables import show_table
 from onceonly_jobs.cli.unknown import actor
 from onceonly_jobs.config import Settings
 from onceonly_jobs.contracts.webhooks import WebhookRequest
@@ -87,7 +86,7 @@ def deliveries(
 ) -> None:
     """Show a tenant's notifications, latest first."""
     rows = [
-        (n.at, n.type, n.state, n.attempts, n.due_at, n.status, shown(n.error).plain, n.message_id)
+        (n.at, n.type, n.state, n.attempts, n.due_at, n.status, n.error, n.message_id)
         for n in _run(webhooks.notifications, tenant, state, limit, 0)
     ]
     show_table(["since", "type", "state", "attempts", "next", "status", "error", "id"], rows)
