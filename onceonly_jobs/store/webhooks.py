@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from onceonly_jobs.domain.plans import Kind
 from onceonly_jobs.store.governance import window_end
 from onceonly_jobs.store.statement import Statement, count, many, one_or_none
 
@@ -57,6 +58,23 @@ def limits(source: str, tool: str, condition: str = "true") -> str:
                          'max_spend_usd_per_day_exceeded') AND {condition}
         ON CONFLICT (tenant_id, once) DO NOTHING
     )"""
+
+
+_QUOTA = sa.text(f"""
+INSERT INTO notifications (tenant_id, type, data, once)
+SELECT s.tenant_id, 'quota.reached', json_build_object(
+           'kind', CAST(:kind AS text), 'plan', n.plan, 'limit', CAST(:quota AS bigint), 'month', s.month),
+       concat_ws(':', 'quota', CAST(:kind AS text), s.month)
+FROM (SELECT CAST(:tenant_id AS text) AS tenant_id,
+             to_char(onceonly_now() AT TIME ZONE 'UTC', 'YYYY-MM') AS month) s {_TOLD}
+ON CONFLICT (tenant_id, once) DO NOTHING
+""")
+
+
+def quota_reached(tenant_id: str, kind: Kind, quota: int) -> Statement[int]:
+    """Tell, once a month, that the plan's monthly quota of a kind is used up."""
+    params = {"tenant_id": tenant_id, "kind": kind.value, "quota": quota}
+    return Statement("webhooks.quota_reached", _QUOTA, count, params)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

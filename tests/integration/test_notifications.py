@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy as sa
 import standardwebhooks
 from support import tool_server as does
 from support.tool_server import ToolServer, refused_url
 
-from onceonly_jobs.domain.plans import Plan
+from onceonly_jobs.domain.plans import LIMITS, Kind, Plan
 from onceonly_jobs.domain.runs import Claim
 from onceonly_jobs.services import account, claims, runs, webhooks
 from onceonly_jobs.services.claims import Failure
@@ -191,6 +192,33 @@ def test_a_keyed_run_that_meets_a_limit_is_told_of_once(told: Api) -> None:
         assert told.post("/ai/run", key=key, metadata={"agent_id": "bot"}).json()["status"] == "failed"
     (item,) = deliveries(told)
     assert (item["type"], item["data"]["tool"]) == ("limit.reached", "echo")
+
+
+@pytest.mark.parametrize(("plan", "status"), [(Plan.FREE, 402), (Plan.STARTER, 200)])
+def test_a_used_up_quota_is_told_of_once_a_month(
+    serve: Callable[..., Api], receiver: ToolServer, plan: Plan, status: int
+) -> None:
+    api = serve(plan, **SERVER)
+    api.post("/me/webhook", url=receiver.url, secret=SECRET)
+    quota = LIMITS[plan].quota(Kind.AI)
+    api.use_up("ai", quota - 1)
+    if plan is Plan.FREE:
+        with api.db.engine.begin() as connection:
+            connection.execute(
+                sa.text(
+                    "INSERT INTO usage_caps (tenant_id, kind, month, usage) VALUES"
+                    " (:tenant_id, 'ai', date_trunc('month', onceonly_now() AT TIME ZONE 'UTC')::date, :usage)"
+                ),
+                {"tenant_id": api.tenant_id, "usage": quota - 1},
+            )
+    assert api.post("/ai/lease", key="last").status_code == 200
+    assert deliveries(api) == []
+    for key in ("more", "and more"):
+        assert api.post("/ai/lease", key=key).status_code == status
+    (item,) = deliveries(api)
+    month = item["at"][:7]
+    assert item["type"] == "quota.reached"
+    assert item["data"] == {"kind": "ai", "plan": plan.value, "limit": quota, "month": month}
 
 
 def test_failed_deliveries_pause_longer_and_longer_and_then_stop(
