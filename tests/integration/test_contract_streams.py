@@ -158,14 +158,16 @@ def test_a_stream_goes_on_after_the_last_event_that_was_seen(api: Api, live: Liv
 
 def test_a_stream_resumed_before_the_end_still_ends(api: Api, live: LiveServer) -> None:
     """What had begun is known from the part that is not sent again."""
-    for key in ("a", "b"):
-        api.post("/ai/run", key=key, metadata={"run_id": "both"})
+    for key in ("a", "b", "c"):
+        api.post("/ai/run", key=key, metadata={"run_id": "all"})
     api.work("a")
-    last = api.get("/runs/both").json()["events"][-1]
+    last = api.get("/runs/all").json()["events"][-1]
     assert last["type"] == "run_finished"
-    with live.stream(api.api_key, "/runs/both/stream", **{"Last-Event-ID": str(last["id"])}) as stream:
-        assert stream.response.status_code == 200, "b goes on"
+    with live.stream(api.api_key, "/runs/all/stream", **{"Last-Event-ID": str(last["id"])}) as stream:
+        assert stream.response.status_code == 200, "b and c go on"
         api.work("b")
+        assert [stream.next()["type"], stream.next()["type"]] == ["run_started", "run_finished"]
+        api.work("c")
         assert stream.rest() == ["run_started", "run_finished"]
 
 
