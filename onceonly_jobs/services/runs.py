@@ -15,7 +15,7 @@ from onceonly_jobs.domain.runs import JobSpec, Run
 from onceonly_jobs.domain.states import Owner
 from onceonly_jobs.errors import FingerprintMismatch, NotFound, UnknownTask
 from onceonly_jobs.services.governance import require
-from onceonly_jobs.services.quota import QuotaUsedUp, counted_blocked
+from onceonly_jobs.services.quota import QuotaUsedUp, counted_blocked, told_beyond
 from onceonly_jobs.services.settling import until_settled
 from onceonly_jobs.store import agents, jobs, runs, usage
 from onceonly_jobs.store.account import Caller
@@ -133,6 +133,8 @@ def take(caller: Caller, taking: Taking) -> Operation[Taken]:
     taken = yield from until_settled(lambda: runs.take(taking))
     if taken.outcome == "mismatch":
         raise FingerprintMismatch(taking.key)
+    if taken.outcome == "acquired":
+        yield from told_beyond(caller, Kind.AI, taken.usage)
     return taken
 
 

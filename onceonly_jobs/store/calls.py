@@ -13,11 +13,12 @@ from onceonly_jobs.domain.governance import Code
 from onceonly_jobs.domain.plans import Kind
 from onceonly_jobs.domain.runs import Run
 from onceonly_jobs.store.events import event_row, recording
-from onceonly_jobs.store.governance import COST, DAY, HOUR, LIMITS, REASON, RESERVE, WINDOWS, permission
+from onceonly_jobs.store.governance import COST, LIMITS, REASON, RESERVE, WINDOWS, permission, window_end
 from onceonly_jobs.store.rows import RUN_COLUMNS, to_run
 from onceonly_jobs.store.runs import FREE
 from onceonly_jobs.store.statement import Statement, one_or_none
 from onceonly_jobs.store.usage import counting, slot
+from onceonly_jobs.store.webhooks import limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +92,7 @@ _REFUSING = """
         WHEN 'max_calls_per_tool_exceeded' THEN coalesce((calls->>CAST(:tool AS text))::bigint, 0)
         WHEN 'max_spend_usd_per_day_exceeded' THEN spend
     END::double precision AS refusing_used,
-    CASE judged.code
-        WHEN 'max_actions_per_hour_exceeded' THEN {HOUR} + interval '1 hour'
-        ELSE ({DAY} + 1)::timestamp AT TIME ZONE 'UTC'
-    END AS resets_at""".replace("{HOUR}", HOUR).replace("{DAY}", DAY)
+    {ENDS} AS resets_at""".replace("{ENDS}", window_end("judged.code"))
 
 _METERED = counting(Kind.AI, "answer", usage="code = 'ok'", charged="code = 'ok'")
 
@@ -148,7 +146,9 @@ WITH standing AS MATERIALIZED ({verdict()}
     FROM answer
     RETURNING id
 ), reserved AS ({RESERVE.replace("FROM verdict v", "FROM answer v")}
-), calling AS ({event_row("'tool_call'", "'start'", source="won")}), {recording("calling")}, turned_away AS (
+), calling AS (
+    {event_row("'tool_call'", "'start'", source="won", more=", 'decision_id', decision_id")}
+), {recording("calling")}, turned_away AS (
     SELECT tenant_id, CAST(:run_id AS text) AS run_id, onceonly_now() AS at, 'tool_result' AS type,
            'blocked' AS status, CAST(NULL AS text) AS step, CAST(:tool AS text) AS tool, agent_id,
            {REASON} AS message, CAST(NULL AS bigint) AS duration_ms, json_build_object('key', :key) AS data
@@ -161,7 +161,7 @@ WITH standing AS MATERIALIZED ({verdict()}
            'ai', :key, CASE code WHEN 'ok' THEN 'executed' WHEN 'tool_idempotency' THEN 'dedup' ELSE 'blocked' END,
            agent_id, :tool, {REASON}
     FROM answer
-)
+), {limits("answer", "CAST(:tool AS text)")}
 SELECT answer.code AS code, answer.cost, answer.refusing_limit, answer.refusing_used, answer.resets_at,
        onceonly_now() AS judged_at, (SELECT id FROM decided) AS judged_as, run.*
 FROM answer LEFT JOIN (

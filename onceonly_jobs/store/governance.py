@@ -66,6 +66,12 @@ def risk(tool: str) -> str:
     )
 
 
+def window_end(code: str) -> str:
+    """SQL for when the window ends of the limit that refused with this code."""
+    return f"""CASE {code} WHEN 'max_actions_per_hour_exceeded' THEN {HOUR} + interval '1 hour'
+        ELSE ({DAY} + 1)::timestamp AT TIME ZONE 'UTC' END"""
+
+
 RESERVE = f"""
     UPDATE agents a SET
         hour_at = {HOUR}, hour_actions = v.actions + 1, day_on = {DAY}, day_spend_micro_usd = v.spend + v.cost,

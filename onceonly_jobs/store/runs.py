@@ -11,11 +11,12 @@ from onceonly_jobs.domain.fingerprint import compact_json
 from onceonly_jobs.domain.plans import Kind
 from onceonly_jobs.domain.runs import Run
 from onceonly_jobs.domain.states import Owner
-from onceonly_jobs.store.events import event_row, recording
+from onceonly_jobs.store.events import elapsed_ms, event_row, recording
 from onceonly_jobs.store.governance import REASON, RESERVE, VERDICT
 from onceonly_jobs.store.rows import RETAINED, RUN_COLUMNS, to_run
 from onceonly_jobs.store.statement import Statement, one_or_none
 from onceonly_jobs.store.usage import MONTH_USAGE, counting, slot
+from onceonly_jobs.store.webhooks import limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +169,8 @@ WITH verdict AS MATERIALIZED ({verdict}
             "CASE WHEN owner = 'caller' THEN 'started' ELSE state END",
             source="won",
             message="error_message",
+            more=", 'decision_id', decision_id, 'due_in_ms', "
+            f"CASE WHEN due_at > onceonly_now() THEN CAST({elapsed_ms('onceonly_now()', 'due_at')} AS bigint) END",
         )
     }), {recording("starting")}, fed AS (
     INSERT INTO feed_events (tenant_id, type, kind, key, status, agent_id, tool, message)
@@ -184,7 +187,8 @@ FROM answer
 _TAKE = _take(_UNGOVERNED, "")
 _TAKE_GOVERNED = _take(
     VERDICT.replace(":tool", ":job"),
-    f"reserved AS ({RESERVE.replace(':tool', ':job')} AND EXISTS (SELECT FROM won)),",
+    f"reserved AS ({RESERVE.replace(':tool', ':job')} AND EXISTS (SELECT FROM won)),"
+    f"{limits('verdict', 'CAST(:job AS text)', 'EXISTS (SELECT FROM won)')},",
 )
 _TAKE_ACTING = _take(_SWITCHED_ON, "", acting=True)
 

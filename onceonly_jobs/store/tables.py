@@ -144,6 +144,13 @@ runs = sa.Table(
         "ix_runs_unknown", "tenant_id", "started_at", "id", postgresql_where=sa.text("state = 'unknown'")
     ),
     sa.Index("ix_runs_confirm", "confirm_at", postgresql_where=sa.text("state = 'unknown'")),
+    # What went wrong, for whoever looks for it. All other states are either few or most.
+    sa.Index(
+        "ix_runs_stopped",
+        "tenant_id",
+        sa.text("id DESC"),
+        postgresql_where=sa.text("state IN ('failed', 'cancelled')"),
+    ),
     # The relay's two questions: what is due, and whose claim has expired.
     sa.Index("ix_runs_due", "publish_at", postgresql_where=sa.text("state = 'queued'")),
     # The kill switch's question.
@@ -323,6 +330,44 @@ feed_events = sa.Table(
     sa.Column("message", sa.Text),
     sa.Column("data", JSON),
     sa.Index("ix_feed_events_recent", "tenant_id", sa.text("id DESC")),
+)
+
+webhooks = sa.Table(
+    "webhooks",
+    metadata,
+    sa.Column("tenant_id", sa.Text, primary_key=True),
+    _required("url", sa.Text()),
+    _required("secret_id", sa.Text()),
+    _required("secret_mask", sa.Text()),
+    # As a tool's: see vault.py.
+    _required("secret_sealed", sa.Text()),
+    _required("created_at", Time, "onceonly_now()"),
+    _required("updated_at", Time, "onceonly_now()"),
+)
+
+notifications = sa.Table(
+    "notifications",
+    metadata,
+    # The outbox of the webhooks: a row is written by the statement that is its cause.
+    _identity(),
+    _required("message_id", sa.Text(), "'msg_' || gen_random_uuid()"),
+    _required("tenant_id", sa.Text()),
+    _required("at", Time, "onceonly_now()"),
+    _required("type", sa.Text()),
+    _required("data", JSON()),
+    # Of those that have it, one per tenant and value.
+    sa.Column("once", sa.Text),
+    _required("state", sa.Text(), "'pending'"),
+    _required("attempts", sa.Integer(), "0"),
+    sa.Column("due_at", Time, server_default=sa.text("onceonly_now()")),
+    sa.Column("delivered_at", Time),
+    sa.Column("status", sa.Integer),
+    sa.Column("error", sa.Text),
+    sa.CheckConstraint("state IN ('pending', 'delivered', 'dead')", name="state"),
+    sa.UniqueConstraint("tenant_id", "once"),
+    sa.Index("ix_notifications_due", "tenant_id", "due_at", postgresql_where=sa.text("state = 'pending'")),
+    sa.Index("ix_notifications_latest", "tenant_id", sa.text("id DESC")),
+    sa.Index("ix_notifications_old", "at"),
 )
 
 audit_decisions = sa.Table(

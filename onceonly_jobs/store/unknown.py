@@ -103,7 +103,10 @@ WITH done AS (
     RETURNING *
 ), {
     finished(
-        "done", actual="CAST(:actual_micro_usd AS bigint)", given_back="(NOT CAST(:happened AS boolean))"
+        "done",
+        actual="CAST(:actual_micro_usd AS bigint)",
+        given_back="(NOT CAST(:happened AS boolean))",
+        told=None,
     )
 }, told AS (
     INSERT INTO feed_events (tenant_id, type, kind, key, status, agent_id, tool, message, data)

@@ -129,6 +129,8 @@ def run_job(runtime: Runtime, job: Job, run: int, interrupt: Interrupt | None = 
         outcome = _record(runtime, claim, verdict)
     if outcome.fate in (Fate.COMPLETED, Fate.FAILED, Fate.UNKNOWN):
         runtime.hints.finished(claim.tenant_id, claim.key)
+        if claim.run_id != claim.key:
+            runtime.hints.moved(claim.tenant_id, claim.run_id)
     logger.info(
         "run %s %s: %s, attempt %s %s", run, claim.key, job.name, claim.attempt, outcome.fate.name.lower()
     )
@@ -337,7 +339,9 @@ def _reporting(
         except Exception as error:
             logger.warning("run %s: %s not written: %s", claim.id, kind, brief(error))
         else:
-            if not kept:
+            if kept:
+                runtime.hints.moved(claim.tenant_id, claim.run_id)
+            else:
                 keeper.look_now()
 
     return report

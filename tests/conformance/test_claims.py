@@ -272,7 +272,7 @@ def test_runs_that_share_a_timeline_can_be_reaped_together(deployment: Deploymen
     clock.advance(LEASE_S + 1)
     assert sorted(deployment.reap()) == ["a", "b", "c"]
     total, events = deployment.db.run(insights.timeline, deployment.caller, "shared", 100, 0)
-    assert total == len(events) == 9
+    assert total == len(events) == 12
 
 
 def test_each_accepted_run_has_one_decision_and_one_outcome(deployment: Deployment) -> None:
