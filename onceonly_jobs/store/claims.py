@@ -417,7 +417,7 @@ WITH expired AS (
     FROM expired WHERE r.id = expired.id AND r.attempt < r.max_attempts AND {REPEATABLE}
     RETURNING r.*, lost_at
 ), lost AS (
-    UPDATE runs r SET state = 'failed', error_code = 'worker_lost', dead_lettered = true,
+    UPDATE runs r SET state = 'failed', error_code = 'worker_lost', dead_lettered = effect IS NULL,
         error_message = 'the worker''s lease expired on the last attempt', repeatable = effect IS NOT NULL, {
     FINISH
 }

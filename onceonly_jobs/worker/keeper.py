@@ -140,7 +140,10 @@ class Keeper:
             return  # a call that may have happened: its end says what is known of it
         try:
             failure = claims.Failure(
-                error_code=TIMEOUT, message=TIMEOUT_MESSAGE, dead_lettered=True, repeatable=claim.tool_call
+                error_code=TIMEOUT,
+                message=TIMEOUT_MESSAGE,
+                dead_lettered=not claim.tool_call,
+                repeatable=claim.tool_call,
             )
             self._runtime.database.run(claims.end_as_failed, claim, failure, retention_s)
         except Exception as error:
