@@ -141,16 +141,20 @@ def heartbeat(claim: Claim, lease_s: float) -> Statement[Beat | None]:
     )
 
 
-_STANDING = sa.text("""
-SELECT CASE WHEN fencing_token = :fencing_token AND worker_lease_id = :worker_lease_id THEN state ELSE 'lost' END
+_STANDING = sa.text(f"""
+SELECT CASE WHEN fencing_token <> :fencing_token OR worker_lease_id IS DISTINCT FROM :worker_lease_id THEN 'lost'
+            WHEN {_CURRENT} AND deadline_at <= onceonly_now() THEN 'overdue'
+            WHEN {_CURRENT} THEN 'current'
+            WHEN state = 'in_progress' THEN 'lost'
+            ELSE state END
 FROM runs WHERE id = :id
 """)
 
 
 def standing(claim: Claim) -> Statement[str]:
-    """The run's state as far as this claim goes: a state of its own making, `cancelled`, or `lost`.
+    """How the run stands as far as this claim goes: `current`, `overdue`, `lost`, or the state it was moved to.
 
-    `in_progress` and `queued` here mean an expired claim that nobody has taken yet.
+    `queued` here means that nobody has claimed it since.
     """
     return Statement(
         "claims.standing", _STANDING, lambda r: str(r.scalar_one_or_none() or "lost"), _of(claim)

@@ -18,6 +18,7 @@ from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.claims import Beat
 from onceonly_jobs.store.database import Database, on
 from onceonly_jobs.store.runs import Taken
+from onceonly_jobs.store.statement import Operation, autocommit
 from onceonly_jobs.testing import Clock
 
 ECHO = JobSpec(name="echo", queue="q", max_attempts=2)
@@ -191,6 +192,34 @@ def test_a_result_after_the_time_limit_is_refused_and_the_run_is_still_its_own_t
     assert beat.overdue
     assert deployment.db.run(claims.complete, claim, {"late": 1}, WEEK_S) is Ending.OVERDUE
     assert deployment.db.run(claims.fail, claim, "timeout", None, WEEK_S) is Ending.STORED
+
+
+def test_a_result_that_an_extension_has_saved_meanwhile_is_stored(
+    deployment: Deployment, clock: Clock
+) -> None:
+    """The refusal is looked into a moment after it was made: by then the requester may have moved the limit."""
+    taken = deployment.submit(ttl=20)
+    claim = deployment.claim(taken.run.id)
+    assert claim is not None
+    clock.advance(14)
+    deployment.db.run(claims.heartbeat, claim, LEASE_S)
+    clock.advance(7)
+    extend = ExtendRequest(key="k", lease_id=taken.run.lease_id, ttl=600)
+
+    def overtaken() -> Operation[Ending]:
+        completion = claims.complete(claim, {"n": 1}, WEEK_S)
+        refusal = yield next(completion)
+        deployment.db.run(leases.extend, deployment.caller, extend)
+        try:
+            statement = completion.send(refusal)
+            while True:
+                statement = completion.send((yield statement))
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    assert deployment.db.run(autocommit(overtaken)) is Ending.STORED
+    assert deployment.db.run(runs.find, deployment.caller.tenant_id, "k").result == {"n": 1}
+    assert "stale_write_refused" not in deployment.timeline()
 
 
 def test_the_requesters_handle_moves_the_time_limit_and_owns_no_outcome(
