@@ -18,12 +18,26 @@ from onceonly_jobs.store.rows import (
     FINISH,
     NEVER_SENT,
     REPEATABLE,
+    confirm_later,
     finished,
+    repeatable,
     to_claim,
 )
 from onceonly_jobs.store.statement import Statement, count, one_or_none
+from onceonly_jobs.store.tools import meant
 
 _CLAIMABLE = "owner = 'server' AND state = 'queued' AND job = :job AND due_at <= onceonly_now()"
+
+_STRICTEST_FIRST = "ARRAY['irreversible', 'reconcilable', 'idempotent', 'read']"
+
+# A tool may have been changed since the decision: of the two effects, the stricter one counts from here on.
+_EFFECT = f"""CASE WHEN effect IS NOT NULL THEN ({_STRICTEST_FIRST})[least(
+            array_position({_STRICTEST_FIRST}, effect),
+            array_position({_STRICTEST_FIRST}, ({meant("t.effect", "runs.tenant_id", "runs.agent_id", "runs.tool")}))
+        )] END"""
+
+# An earlier attempt may have made a call that can't be repeated any more.
+_MAY_BE_SECOND = f"(attempt > 0 AND NOT {repeatable(_EFFECT)})"
 
 # The kill switch and the policy are read again here, from the agent's row and under a lock that the switch waits for:
 # no claim commits after the switch has answered.
@@ -39,10 +53,20 @@ WITH gate AS (
         attempt = attempt + 1, worker_lease_id = :worker_lease_id, started_at = onceonly_now(),
         lease_until_at = onceonly_now() + make_interval(secs => CAST(:lease_s AS double precision)),
         deadline_at = onceonly_now() + make_interval(secs => least(lease_ttl_s, CAST(:limit_s AS integer))),
-        publish_at = NULL, publications = 0
-    WHERE id = :id AND {_CLAIMABLE} AND NOT EXISTS (SELECT FROM gate WHERE code <> 'ok')
+        publish_at = NULL, publications = 0, effect = {_EFFECT}
+    WHERE id = :id AND {_CLAIMABLE} AND NOT EXISTS (SELECT FROM gate WHERE code <> 'ok') AND NOT {
+    _MAY_BE_SECOND
+}
     RETURNING *
-), starting AS ({
+), held AS (
+    UPDATE runs SET state = 'unknown', version = version + 1, publish_at = NULL, effect = {_EFFECT},
+        error_code = 'outcome_unknown',
+        error_message = 'an earlier attempt may have made the call, and its tool can''t be called twice any more',
+        {confirm_later(_EFFECT)}
+    WHERE id = :id AND {_CLAIMABLE} AND NOT EXISTS (SELECT FROM gate WHERE code <> 'ok') AND {_MAY_BE_SECOND}
+    RETURNING *
+), holding AS ({event_row("'outcome_unknown'", "'unknown'", source="held", message="error_message")}
+), {recording("holding")}, starting AS ({
     event_row(
         "'run_started'",
         "'started'",
@@ -76,7 +100,8 @@ def claim(
 ) -> Statement[Claim | None]:
     """Take a due run of this job. None when it is not due, not queued, or taken: a stale or repeated message.
 
-    A run whose agent may not do this any more ends here, as failed and for retention_s seconds.
+    A run whose agent may not do this any more ends here, as failed and for retention_s seconds. A tool call that
+    was begun before, and whose tool has since become one that can't be called twice, is held as unknown.
     """
     return Statement(
         "claims.claim",

@@ -93,11 +93,15 @@ def in_scope(tenant_id: str, scope_id: str) -> Statement[list[Tool]]:
     return Statement("tools.in_scope", _LIST, many(_tool), {"tenant_id": tenant_id, "scope_id": scope_id})
 
 
-_FOR_CALL = sa.text(f"""
-SELECT {_COLUMNS} FROM tools
-WHERE tenant_id = :tenant_id AND scope_id IN ('global', 'agent:' || :agent_id) AND name = :name
-ORDER BY scope_id = 'global' LIMIT 1
-""")
+def meant(columns: str, tenant_id: str, agent_id: str, name: str) -> str:
+    """SQL for the tool that a name means to an agent: its own, or else the global one."""
+    return f"""
+SELECT {columns} FROM tools t
+WHERE t.tenant_id = {tenant_id} AND t.scope_id IN ('global', 'agent:' || {agent_id}) AND t.name = {name}
+ORDER BY t.scope_id = 'global' LIMIT 1"""
+
+
+_FOR_CALL = sa.text(meant(_COLUMNS, ":tenant_id", ":agent_id", ":name"))
 
 
 def for_call(tenant_id: str, agent_id: str, name: str) -> Statement[Tool | None]:

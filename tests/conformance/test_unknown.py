@@ -5,15 +5,19 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from pydantic import ValidationError
+from support.claims import make_context
 
+from onceonly_jobs.config import Settings
 from onceonly_jobs.contracts.policies import PolicyRequest
 from onceonly_jobs.contracts.tools import ToolRequest
 from onceonly_jobs.contracts.unknown import SettleRequest
+from onceonly_jobs.domain.addresses import Allowed
 from onceonly_jobs.domain.fingerprint import result_hash
 from onceonly_jobs.domain.governance import Code
 from onceonly_jobs.domain.runs import Claim, Run
@@ -29,13 +33,17 @@ from onceonly_jobs.store.rows import CONFIRM_PAUSES_S
 from onceonly_jobs.store.unknown import UnknownCall, Verdict
 from onceonly_jobs.store.vault import Vault
 from onceonly_jobs.testing import Clock
+from onceonly_jobs.worker.outcomes import Fail, OutcomeUnknown
+from onceonly_jobs.worker.runtime import Runtime
+from onceonly_jobs.worker.tool_job import carry_out
 from tests.conftest import make_account
 
 AGENT = "bot"
 LEASE_S = 15.0
 WEEK_S = 604_800
 DAY_S = 86_400
-VAULT = Vault("the key of this server, at least 16 long")
+KEY = "the key of this server, at least 16 long"
+VAULT = Vault(KEY)
 
 
 class Payments:
@@ -429,3 +437,73 @@ def test_many_relays_ask_about_a_call_once(payments: Payments, clock: Clock) -> 
     for thread in threads:
         thread.join()
     assert len(taken) == len(set(taken)) == 20
+
+
+def test_a_tool_that_became_stricter_after_the_decision_is_called_by_its_stricter_rules(
+    payments: Payments, clock: Clock
+) -> None:
+    payments.register("mail", "idempotent")
+    judged = payments.ask(tool="mail")
+    payments.register("mail", "reconcilable")
+    claim = payments.claim(judged)
+    assert (claim.effect, claim.repeatable) == ("reconcilable", False)
+    clock.advance(LEASE_S + 1)
+    payments.db.run(claims.reap, 10, WEEK_S)
+    assert payments.run(claim.key).state is RunState.UNKNOWN, "its worker died, and nobody calls it again"
+    [call] = payments.list()[1]
+    assert (call.effect, call.confirm_at is not None) == ("reconcilable", True)
+
+
+@pytest.mark.parametrize("now", ["read", "idempotent", "reconcilable"])
+def test_a_tool_that_became_more_harmless_after_the_decision_is_called_as_it_was(
+    payments: Payments, now: str
+) -> None:
+    judged = payments.ask()
+    payments.register("pay", now)
+    assert payments.claim(judged).effect == "irreversible"
+
+
+def test_an_agents_own_tool_counts_more_than_the_global_one(payments: Payments) -> None:
+    payments.register("mail", "irreversible")
+    own = {
+        "name": "mail",
+        "scope_id": f"agent:{AGENT}",
+        "url": "https://tools.example.com/own",
+        "effect": "read",
+    }
+    auth = {"type": "hmac_sha256", "secret": "a-long-shared-secret"}
+    payments.db.run(tools.put, payments.caller, ToolRequest.model_validate({**own, "auth": auth}), VAULT)
+    assert payments.claim(payments.ask(tool="mail")).effect == "read"
+
+
+@pytest.mark.parametrize(("now", "asked_later"), [("irreversible", False), ("reconcilable", True)])
+def test_a_begun_call_whose_tool_became_stricter_is_held_not_made_again(
+    payments: Payments, clock: Clock, now: str, asked_later: bool
+) -> None:
+    """Its first attempt may have come through: under the old rules a repeat was harmless, under the new it is not."""
+    payments.register("mail", "idempotent")
+    first = payments.claim(payments.ask(tool="mail"))
+    clock.advance(LEASE_S + 1)
+    payments.db.run(claims.reap, 10, WEEK_S)
+    payments.register("mail", now)
+    assert payments.db.run(claims.claim, first.id, calls.JOB, LEASE_S, None) is None
+    [call] = payments.list()[1]
+    assert (call.key, call.effect, call.confirm_at is not None) == (first.key, now, asked_later)
+    assert payments.counters() == (1, 500_000, {"mail": 1})
+    assert payments.settle(first.key, happened=False).run.state is RunState.FAILED
+    assert payments.ask(tool="mail").code is Code.OK
+
+
+@pytest.mark.parametrize(("attempt", "ending"), [(1, Fail), (2, OutcomeUnknown)])
+def test_a_tool_that_becomes_stricter_after_the_claim_is_not_called(
+    payments: Payments, settings: Settings, attempt: int, ending: type[Exception]
+) -> None:
+    """Should its worker die, the claim's effect would let another one repeat the call."""
+    payments.register("mail", "idempotent")
+    claim = replace(payments.claim(payments.ask(tool="mail")), attempt=attempt)
+    payments.register("mail", "irreversible")
+    runtime = Runtime.of(settings.model_copy(update={"secret_key": KEY}))
+    with pytest.raises(ending) as ended:
+        carry_out(make_context(claim), runtime, Allowed.parse(""))
+    runtime.database.close()
+    assert attempt == 2 or (ended.value.never_made and ended.value.repeatable)  # type: ignore[attr-defined]
