@@ -60,9 +60,12 @@ def claim(
 
 
 @autocommit
-def heartbeat(claim: Claim, lease_s: float) -> Operation[Beat | Ending]:
-    """Keep the claim; or why it can't be kept, CANCELLED or LOST."""
-    beat = yield from store.heartbeat(claim, lease_s)
+def heartbeat(claim: Claim, lease_s: float, retention_s: int = RETENTION_S) -> Operation[Beat | Ending]:
+    """Keep the claim; or why it can't be kept, CANCELLED or LOST.
+
+    Lost is also the run of an agent that may not do this any more: it has ended, for retention_s seconds.
+    """
+    beat = yield from store.heartbeat(claim, lease_s, retention_s)
     if beat is not None:
         return beat
     standing = yield from store.standing(claim)

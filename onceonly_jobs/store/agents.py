@@ -10,8 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from onceonly_jobs.store.governance import DAY, HOUR
-from onceonly_jobs.store.rows import CONFIRM_LATER, FINISH, NEVER_SENT, REPEATABLE, finished
 from onceonly_jobs.store.statement import Statement, many, nothing, one_or_none
+from onceonly_jobs.store.stopping import STOPPED, stopping
 
 _LOCK = sa.text("""
 INSERT INTO agents AS a (tenant_id, agent_id) VALUES (:tenant_id, :agent_id)
@@ -146,27 +146,15 @@ def switch(
     )
 
 
-# A call on its way that can't be repeated may have happened: it is held, not failed.
 _STOP = sa.text(f"""
 WITH before AS (
     SELECT id, state FROM runs
     WHERE tenant_id = :tenant_id AND agent_id = :agent_id AND owner = 'server'
       AND state IN ('queued', 'in_progress')
     ORDER BY id FOR UPDATE
-), done AS (
-    UPDATE runs r SET state = 'failed', error_code = 'policy_blocked', error_message = 'agent_disabled',
-        repeatable = {NEVER_SENT}, {FINISH}
-    FROM before WHERE r.id = before.id AND (before.state = 'queued' OR {REPEATABLE})
-    RETURNING r.*
-), held AS (
-    UPDATE runs r SET state = 'unknown', version = version + 1, lease_until_at = NULL, publish_at = NULL,
-        error_code = 'outcome_unknown', error_message = 'the agent was disabled during the call',
-        {CONFIRM_LATER}
-    FROM before WHERE r.id = before.id AND before.state = 'in_progress' AND NOT {REPEATABLE}
-    RETURNING r.*
-), {finished("done", given_back="attempt = 0")}
+), {stopping("before", "'agent_disabled'", "'the agent was disabled during the call'")}
 SELECT before.state, stopped.key FROM before
-JOIN (SELECT id, key FROM done UNION ALL SELECT id, key FROM held) stopped ON stopped.id = before.id
+JOIN {STOPPED} ON stopped.id = before.id
 """)
 
 

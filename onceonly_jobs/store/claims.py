@@ -11,7 +11,6 @@ import sqlalchemy as sa
 from onceonly_jobs.domain.fingerprint import compact_json
 from onceonly_jobs.domain.runs import Claim
 from onceonly_jobs.store.events import event_row, recording
-from onceonly_jobs.store.governance import REASON, permission, risk
 from onceonly_jobs.store.rows import (
     CLAIM_COLUMNS,
     CONFIRM_LATER,
@@ -24,6 +23,7 @@ from onceonly_jobs.store.rows import (
     to_claim,
 )
 from onceonly_jobs.store.statement import Statement, count, one_or_none
+from onceonly_jobs.store.stopping import STOPPED, blocked_decision, gate, stopping
 from onceonly_jobs.store.tools import meant
 
 _CLAIMABLE = "owner = 'server' AND state = 'queued' AND job = :job AND due_at <= onceonly_now()"
@@ -39,14 +39,8 @@ _EFFECT = f"""CASE WHEN effect IS NOT NULL THEN ({_STRICTEST_FIRST})[least(
 # An earlier attempt may have made a call that can't be repeated any more.
 _MAY_BE_SECOND = f"(attempt > 0 AND NOT {repeatable(_EFFECT)})"
 
-# The kill switch and the policy are read again here, from the agent's row and under a lock that the switch waits for:
-# no claim commits after the switch has answered.
 _CLAIM = sa.text(f"""
-WITH gate AS (
-    SELECT a.policy_version, CASE {permission("r.tool")} ELSE 'ok' END AS code
-    FROM (SELECT * FROM runs WHERE id = :id AND {_CLAIMABLE}) r
-    JOIN agents a ON a.tenant_id = r.tenant_id AND a.agent_id = r.agent_id
-    FOR SHARE OF a
+WITH gate AS ({gate(f"SELECT * FROM runs WHERE id = :id AND {_CLAIMABLE}")}
 ), claimed AS (
     UPDATE runs SET
         state = 'in_progress', version = version + 1, fencing_token = fencing_token + 1,
@@ -78,13 +72,7 @@ WITH gate AS (
         error_message = (SELECT code FROM gate), repeatable = {NEVER_SENT}, {FINISH}
     WHERE id = :id AND {_CLAIMABLE} AND EXISTS (SELECT FROM gate WHERE code <> 'ok')
     RETURNING *
-), decided AS (
-    INSERT INTO audit_decisions (tenant_id, agent_id, tool, run_key, allowed, decision, policy_reason, policy_code,
-                                 risk_level, policy_version)
-    SELECT tenant_id, agent_id, tool, key, false, 'blocked', {REASON}, code, {
-    risk("tool")
-}, gate.policy_version
-    FROM refused, gate
+), decided AS ({blocked_decision("refused, gate")}
 ), {finished("refused", given_back="attempt = 0")}
 SELECT {CLAIM_COLUMNS} FROM claimed
 """)
@@ -149,20 +137,37 @@ class Beat:
     time_left_s: float
 
 
-_HEARTBEAT = sa.text(f"""
-UPDATE runs SET lease_until_at = onceonly_now() + make_interval(secs => CAST(:lease_s AS double precision))
-WHERE {_CURRENT}
-RETURNING extract(epoch FROM deadline_at - onceonly_now())::double precision AS time_left_s
+_KEEP = "lease_until_at = onceonly_now() + make_interval(secs => CAST(:lease_s AS double precision))"
+
+_LEFT = "extract(epoch FROM deadline_at - onceonly_now())::double precision AS time_left_s"
+
+_HEARTBEAT = sa.text(f"UPDATE runs SET {_KEEP} WHERE {_CURRENT} RETURNING {_LEFT}")
+
+_GOVERNED_HEARTBEAT = sa.text(f"""
+WITH gate AS ({gate(f"SELECT * FROM runs WHERE {_CURRENT}")}
+), kept AS (
+    UPDATE runs SET {_KEEP} WHERE {_CURRENT} AND NOT EXISTS (SELECT FROM gate WHERE code <> 'ok')
+    RETURNING {_LEFT}
+), before AS (
+    SELECT id, state FROM runs WHERE {_CURRENT} AND EXISTS (SELECT FROM gate WHERE code <> 'ok') FOR UPDATE
+), {stopping("before", "(SELECT code FROM gate)", "'the agent''s permission was withdrawn during the call'")}
+, decided AS ({blocked_decision(f"{STOPPED}, gate")})
+SELECT time_left_s FROM kept
 """)
 
 
-def heartbeat(claim: Claim, lease_s: float) -> Statement[Beat | None]:
-    """Keep the claim for another lease_s seconds. None when it is lost, or the run was cancelled."""
+def heartbeat(claim: Claim, lease_s: float, retention_s: int) -> Statement[Beat | None]:
+    """Keep the claim for another lease_s seconds. None when it is lost, or the run was cancelled.
+
+    A run whose agent may not do this any more ends here, as the kill switch would end it. Its limits are not
+    judged again: what they allowed is reserved.
+    """
+    governed = claim.agent_id is not None
     return Statement(
-        "claims.heartbeat",
-        _HEARTBEAT,
+        "claims.heartbeat_governed" if governed else "claims.heartbeat",
+        _GOVERNED_HEARTBEAT if governed else _HEARTBEAT,
         one_or_none(lambda row: Beat(row["time_left_s"] <= 0, row["time_left_s"])),
-        {**_of(claim), "lease_s": lease_s},
+        {**_of(claim), "lease_s": lease_s} | ({"retention_s": retention_s} if governed else {}),
     )
 
 

@@ -507,3 +507,13 @@ def test_a_tool_that_becomes_stricter_after_the_claim_is_not_called(
         carry_out(make_context(claim), runtime, Allowed.parse(""))
     runtime.database.close()
     assert attempt == 2 or (ended.value.never_made and ended.value.repeatable)  # type: ignore[attr-defined]
+
+
+def test_a_call_on_its_way_that_the_policy_stops_is_held_where_it_cannot_be_repeated(
+    payments: Payments,
+) -> None:
+    claim = payments.claim(payments.ask())
+    payments.db.run(governance.set_policy, payments.caller, AGENT, PolicyRequest(blocked_tools=["pay"]))
+    assert payments.db.run(claims.heartbeat, claim, LEASE_S) is Ending.LOST
+    assert payments.run(claim.key).state is RunState.UNKNOWN
+    assert payments.counters() == (1, 500_000, {"pay": 1})

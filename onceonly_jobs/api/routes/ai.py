@@ -133,7 +133,7 @@ async def result(key: Annotated[Key, Query()], state: Held, caller: Asking, wait
 )
 async def extend(body: ExtendRequest, state: Held, caller: Asking) -> JSONResponse:
     """Sets the deadline to now + `ttl`; for a run, its time limit."""
-    run = await state.db.arun(leases.extend, caller, body)
+    run = await state.db.arun(leases.extend, caller, body, state.settings.retention_s)
     return JSONResponse(
         {"ok": True, "status": "extended", "key": run.key, "ttl": run.lease_ttl_s, "version": run.version}
     )
