@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from onceonly_jobs.domain.runs import Claim, Run
 from onceonly_jobs.domain.states import Owner, RunState
 from onceonly_jobs.store.events import event_row, recording
-from onceonly_jobs.store.governance import booked, settlement
+from onceonly_jobs.store.governance import booked, reason, settlement
 
 RUN_COLUMNS = """id, key, run_id, owner, state, version, fencing_token, lease_id, lease_ttl_s, lease_until_at,
     deadline_at, first_seen_at, done_at, result, result_hash, error_code, error_message, onceonly_now() AS read_at"""
@@ -82,12 +82,14 @@ def finished(source: str, *, actual: str = "CAST(NULL AS bigint)", given_back: s
     actual and given_back are SQL over the runs, as in `governance.settlement`.
     """
     status = "CASE state WHEN 'completed' THEN 'completed' ELSE 'failed' END"
-    result = "CASE state WHEN 'completed' THEN 'ok' ELSE 'error' END"
+    blocked = "error_code = 'policy_blocked'"
+    result = f"CASE WHEN state = 'completed' THEN 'ok' WHEN {blocked} THEN 'blocked' ELSE 'error' END"
+    why = f"CASE WHEN {blocked} THEN {reason('error_message')} ELSE error_message END"
     before = "onceonly_now() - interval '1 microsecond'"
     duration = "extract(epoch FROM onceonly_now() - coalesce(started_at, first_seen_at)) * 1000"
     return f"""
     finishing AS (
-        {event_row("'tool_result'", result, source=source, message="error_message", at=before)}
+        {event_row("'tool_result'", result, source=source, message=why, at=before)}
         WHERE effect IS NOT NULL
         UNION ALL {event_row("'run_finished'", status, source=source, message="error_code", duration=duration)}
     ),

@@ -517,3 +517,24 @@ def test_a_call_on_its_way_that_the_policy_stops_is_held_where_it_cannot_be_repe
     assert payments.db.run(claims.heartbeat, claim, LEASE_S) is Ending.LOST
     assert payments.run(claim.key).state is RunState.UNKNOWN
     assert payments.counters() == (1, 500_000, {"pay": 1})
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+def test_a_call_blocked_after_its_decision_says_so_in_the_trail_and_on_the_timeline(
+    payments: Payments, claimed: bool
+) -> None:
+    payments.register("mail", "idempotent")
+    judged = payments.ask(tool="mail")
+    assert judged.run is not None
+    claim = payments.claim(judged) if claimed else None
+    payments.db.run(governance.set_policy, payments.caller, AGENT, PolicyRequest(allowed_tools=["pay"]))
+    if claim is None:
+        assert payments.db.run(claims.claim, judged.run.id, calls.JOB, LEASE_S, None) is None
+    else:
+        payments.db.run(claims.heartbeat, claim, LEASE_S)
+    blocked, executed = payments.db.run(governance.logs, payments.caller, AGENT, limit=10)
+    assert (blocked.decision, blocked.policy_code) == ("blocked", Code.NOT_IN_ALLOWED_LIST)
+    assert blocked.args_hash == executed.args_hash is not None
+    _, timeline = payments.db.run(insights.timeline, payments.caller, judged.run.run_id, 10, 0)
+    [result] = [event for event in timeline if event.type == "tool_result"]
+    assert (result.status, result.message) == ("blocked", "tool_not_allowed")
