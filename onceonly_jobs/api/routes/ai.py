@@ -33,7 +33,7 @@ from onceonly_jobs.contracts.runs import RunRequest
 from onceonly_jobs.domain.fingerprint import compact_json
 from onceonly_jobs.errors import Unsupported
 from onceonly_jobs.services import leases, runs
-from onceonly_jobs.services.quota import QuotaUsedUp
+from onceonly_jobs.services.quota import Refused
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.claims import Due
 from onceonly_jobs.store.runs import Taken, Taking
@@ -99,7 +99,7 @@ async def lease(body: LeaseRequest, state: Held, caller: Asking) -> JSONResponse
 
 async def _take(state: State, caller: Caller, taking: Taking) -> Taken:
     taken = await state.db.arun(runs.taking_operation(caller, taking), caller, taking)
-    if isinstance(taken, QuotaUsedUp):
+    if isinstance(taken, Refused):
         raise taken.refusal
     return taken
 
