@@ -11,12 +11,13 @@ from typing import Any
 from onceonly_jobs.domain.canonical import args_hash
 from onceonly_jobs.domain.effects import Effect
 from onceonly_jobs.domain.fingerprint import canonical_json
-from onceonly_jobs.domain.governance import micro_usd, risk_level
-from onceonly_jobs.domain.plans import LIMITS, Feature
+from onceonly_jobs.domain.governance import Code, micro_usd, risk_level
+from onceonly_jobs.domain.plans import LIMITS, Feature, Kind
 from onceonly_jobs.services.governance import require
+from onceonly_jobs.services.quota import Refused, counted_blocked
 from onceonly_jobs.services.runs import new_lease_id
 from onceonly_jobs.services.settling import until_settled
-from onceonly_jobs.store import agents, calls, tools
+from onceonly_jobs.store import agents, calls, runs, tools, usage
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.calls import Call, Judged
 from onceonly_jobs.store.statement import Operation
@@ -69,6 +70,22 @@ def judge(caller: Caller, wanted: Wanted) -> Operation[Judged]:
     tool = yield from tools.for_call(caller.tenant_id, wanted.agent_id, wanted.tool)
     call = _call(caller, wanted, hashed, tool)
     return (yield from until_settled(lambda: calls.judge(call)))
+
+
+def judge_capped(caller: Caller, wanted: Wanted) -> Operation[Judged | Refused]:
+    """`judge` for a plan that stops hard: a used-up quota refuses what would be a new call."""
+    require(caller, Feature.TOOLS)
+    key = call_key(wanted.agent_id, wanted.tool, args_hash(wanted.args))
+    yield from agents.lock(caller.tenant_id, wanted.agent_id)
+    used = yield from usage.lock_cap(caller.tenant_id, Kind.AI)
+    if used >= LIMITS[caller.plan].ai_per_month and (
+        yield from runs.would_acquire(caller.tenant_id, key, None)
+    ):
+        return (yield from counted_blocked(caller, Kind.AI, used, key))
+    judged = yield from judge(caller, wanted)
+    if judged.code is Code.OK:
+        yield from usage.raise_cap(caller.tenant_id, Kind.AI)
+    return judged
 
 
 def _call(caller: Caller, wanted: Wanted, hashed: str, tool: Tool | None) -> Call:

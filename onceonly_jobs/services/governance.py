@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from onceonly_jobs.contracts.agents import SwitchRequest
-from onceonly_jobs.contracts.policies import PolicyFields, PolicyRequest, TemplateRequest
+from onceonly_jobs.contracts.policies import PolicyRequest, TemplateRequest
 from onceonly_jobs.domain.governance import TEMPLATES
 from onceonly_jobs.domain.plans import FEATURES, Feature
 from onceonly_jobs.errors import AgentNotFound, FeatureNotAvailable, PolicyNotFound
@@ -17,23 +17,23 @@ from onceonly_jobs.store.statement import Operation, autocommit
 
 def require(caller: Caller, feature: Feature) -> None:
     """Raises FeatureNotAvailable where the caller's plan lacks it."""
-    if feature not in FEATURES[caller.plan]:
+    if feature not in FEATURES[caller.plan_table][caller.plan]:
         raise FeatureNotAvailable(feature.value, caller.plan.value)
 
 
-def _checked(caller: Caller, fields: PolicyFields) -> dict[str, Any]:
-    """The fields to write. A field that the plan lacks is refused: dropping a whitelist silently would be unsafe."""
-    given = fields.given()
-    if given.get("allowed_tools") is not None:
-        require(caller, Feature.ALLOWED_TOOLS)
-    return given
+def _require_fields(caller: Caller, fields: dict[str, Any]) -> None:
+    """Raises FeatureNotAvailable for a field that the plan lacks: dropping a whitelist silently would be unsafe."""
+    for name, value in fields.items():
+        if value is not None:
+            require(caller, Feature(name))
 
 
 @autocommit
 def set_policy(caller: Caller, agent_id: str, request: PolicyRequest) -> Operation[Policy]:
     """Merge the given fields into the agent's policy. Raises FeatureNotAvailable."""
     require(caller, Feature.POLICIES)
-    patch = _checked(caller, request)
+    patch = request.given()
+    _require_fields(caller, patch)
     return (
         yield from agents.set_policy(
             caller.tenant_id, agent_id, patch, replaces=False, actor=caller.key_id, change="upsert"
@@ -45,9 +45,9 @@ def set_policy(caller: Caller, agent_id: str, request: PolicyRequest) -> Operati
 def set_policy_from_template(caller: Caller, agent_id: str, request: TemplateRequest) -> Operation[Policy]:
     """Replace the agent's policy by a template with overrides. Raises FeatureNotAvailable."""
     require(caller, Feature.POLICIES)
+    require(caller, Feature.POLICY_TEMPLATES)
     fields = {**TEMPLATES[request.template], **request.overrides.given()}
-    if fields.get("allowed_tools") is not None:
-        require(caller, Feature.ALLOWED_TOOLS)
+    _require_fields(caller, fields)
     return (
         yield from agents.set_policy(
             caller.tenant_id,
