@@ -114,6 +114,25 @@ def for_call(tenant_id: str, agent_id: str, name: str) -> Statement[Tool | None]
     )
 
 
+_UNKNOWN = sa.text("""
+SELECT n.name FROM unnest(CAST(:names AS text[])) WITH ORDINALITY AS n (name, place)
+WHERE NOT EXISTS (SELECT FROM tools t WHERE t.tenant_id = :tenant_id
+                  AND t.scope_id IN ('global', 'agent:' || CAST(:agent_id AS text)) AND t.name = n.name)
+  AND NOT EXISTS (SELECT FROM jobs j WHERE j.name = n.name)
+ORDER BY n.place
+""")
+
+
+def unknown(tenant_id: str, agent_id: str, names: list[str]) -> Statement[list[str]]:
+    """Those of the names that mean nothing to the agent: no tool that it may be given, and no job."""
+    return Statement(
+        "tools.unknown",
+        _UNKNOWN,
+        lambda r: [str(name) for name in r.scalars()],
+        {"tenant_id": tenant_id, "agent_id": agent_id, "names": names},
+    )
+
+
 def _fed(source: str, type_: str) -> str:
     """A CTE that tells the feed of a changed row of `source`, and by whom it was changed."""
     return f"""

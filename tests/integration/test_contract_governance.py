@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from onceonly_jobs.domain.governance import TEMPLATES
 from onceonly_jobs.domain.plans import Plan
+from onceonly_jobs.domain.runs import JobSpec
+from onceonly_jobs.services import claims
 from tests.integration.conftest import Api, NewApi
 
 AGENT = "support_bot"
@@ -230,3 +233,30 @@ def test_a_run_id_of_any_length_in_args_is_no_server_error(api: Api) -> None:
     args = {"run_id": "".join(chr(33 + n % 90) for n in range(20_000))}
     answer = api.post("/ai/run", agent_id=AGENT, tool="send_email", args=args)
     assert (answer.status_code, detail(answer)["error"]) == (404, "tool_not_found")
+
+
+def test_a_strict_server_refuses_policies_that_name_unregistered_tools(serve: Callable[..., Api]) -> None:
+    """§2.13: by default they are accepted, as all other tests here show."""
+    api = serve(strict_tools=True, secret_key="the key of this server")
+    auth = {"type": "hmac_sha256", "secret": "a-long-secret"}
+    for name, scope_id in (("own", f"agent:{AGENT}"), ("theirs", "agent:other"), ("all", "global")):
+        api.post("/tools", name=name, scope_id=scope_id, url="https://tools.example.com/x", auth=auth)
+    api.db.run(claims.announce, [JobSpec(name="report", queue="q")])
+    known = {"allowed_tools": ["own", "all", "report"], "max_actions_per_hour": 5}
+    assert api.post(f"/policies/{AGENT}", **known).status_code == 200
+    fields: dict[str, Any] = {
+        "allowed_tools": ["own", "theirs", "a"],
+        "blocked_tools": ["a", "b"],
+        "max_calls_per_tool": {"c": 1, "all": 1},
+        "pricing_rules": [{"tool": "d", "price_usd": 1}],
+    }
+    for path, body in (
+        (f"/policies/{AGENT}", fields),
+        (f"/policies/{AGENT}/from-template", {"template": "moderate", "overrides": fields}),
+    ):
+        answer = api.post(path, **body)
+        assert answer.status_code == 400
+        assert detail(answer) == {"error": "unknown_tools", "tools": ["theirs", "a", "b", "c", "d"]}
+    assert api.get(f"/policies/{AGENT}").json()["policy"] == known
+    assert api.post(f"/policies/{AGENT}", blocked_tools=None).status_code == 200
+    assert api.post(f"/policies/{AGENT}/from-template", template="moderate").status_code == 200

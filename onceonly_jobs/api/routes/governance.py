@@ -30,25 +30,30 @@ def _policy(policy: Policy) -> dict[str, Any]:
     "/policies/{agent_id}",
     response_model=PolicyAnswer,
     summary="Set limits and permissions",
-    responses=problems(413),
+    responses=problems(400, 413),
 )
 async def set_policy(agent_id: AgentId, body: PolicyRequest, state: Held, caller: Asking) -> JSONResponse:
     """Absent fields keep their value, null clears one. Takes effect with the agent's next call; what it has used
     in the current hour and day still counts. Unknown fields are refused."""
-    return JSONResponse(_policy(await state.db.arun(governance.set_policy, caller, agent_id, body)))
+    strict = state.settings.strict_tools
+    policy = await state.db.arun(governance.set_policy, caller, agent_id, body, strict_tools=strict)
+    return JSONResponse(_policy(policy))
 
 
 @router.post(
     "/policies/{agent_id}/from-template",
     response_model=PolicyAnswer,
     summary="Use a policy template",
-    responses=problems(413),
+    responses=problems(400, 413),
 )
 async def from_template(
     agent_id: AgentId, body: TemplateRequest, state: Held, caller: Asking
 ) -> JSONResponse:
     """Replaces the whole policy: the template's fields, overlaid with those of `overrides`."""
-    policy = await state.db.arun(governance.set_policy_from_template, caller, agent_id, body)
+    strict = state.settings.strict_tools
+    policy = await state.db.arun(
+        governance.set_policy_from_template, caller, agent_id, body, strict_tools=strict
+    )
     return JSONResponse(_policy(policy))
 
 
