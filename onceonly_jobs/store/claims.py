@@ -47,7 +47,7 @@ WITH gate AS ({gate(f"SELECT * FROM runs WHERE id = :id AND {_CLAIMABLE}")}
         attempt = attempt + 1, worker_lease_id = :worker_lease_id, started_at = onceonly_now(),
         lease_until_at = onceonly_now() + make_interval(secs => CAST(:lease_s AS double precision)),
         deadline_at = onceonly_now() + make_interval(secs => least(lease_ttl_s, CAST(:limit_s AS integer))),
-        publish_at = NULL, publications = 0, effect = {_EFFECT}
+        time_limit_s = CAST(:limit_s AS integer), publish_at = NULL, publications = 0, effect = {_EFFECT}
     WHERE id = :id AND {_CLAIMABLE} AND NOT EXISTS (SELECT FROM gate WHERE code <> 'ok') AND NOT {
     _MAY_BE_SECOND
 }

@@ -20,8 +20,7 @@ _HELD = "tenant_id = :tenant_id AND key = :key AND lease_id = :lease_id"
 _NOW_PLUS_TTL = "onceonly_now() + make_interval(secs => coalesce(CAST(:ttl_s AS integer), lease_ttl_s))"
 
 # A job's own limit, which no caller's heartbeat moves. least() ignores the null of a job without one.
-_JOB_LIMIT = """started_at + make_interval(secs =>
-        (SELECT time_limit_s FROM jobs WHERE jobs.name = runs.job)::double precision)"""
+_JOB_LIMIT = "started_at + make_interval(secs => time_limit_s)"
 
 _OPEN = f"{_HELD} AND state IN ('queued', 'in_progress')"
 

@@ -102,6 +102,8 @@ runs = sa.Table(
     # Server-run jobs only, from here to publications.
     sa.Column("worker_lease_id", sa.Text),
     sa.Column("deadline_at", Time),
+    # The job's own, as its worker had it at the claim.
+    sa.Column("time_limit_s", sa.Integer),
     sa.Column("job", sa.Text),
     sa.Column("queue", sa.Text),
     _required("attempt", sa.Integer(), "0"),
@@ -208,6 +210,7 @@ tools = sa.Table(
     sa.Column("description", sa.Text),
     _required("effect", sa.Text()),
     sa.Column("confirm_url", sa.Text),
+    sa.Column("dedup_ttl_s", sa.Integer),
     _required("created_at", Time, "onceonly_now()"),
     _required("updated_at", Time, "onceonly_now()"),
     sa.CheckConstraint("effect IN ('read', 'idempotent', 'reconcilable', 'irreversible')", name="effect"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -234,6 +235,19 @@ def test_the_requesters_handle_moves_the_time_limit_and_owns_no_outcome(
     with pytest.raises(LeaseConflict) as refused:
         deployment.db.run(leases.complete, deployment.caller, request, WEEK_S)
     assert refused.value.detail["reason"] == "not_owner"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("announced", [None, 300])
+def test_no_extension_moves_the_limit_that_its_worker_claimed_with(
+    deployment: Deployment, announced: int | None
+) -> None:
+    """Whatever has become of the job's own limit since: the handler runs under the one of its worker."""
+    taken = deployment.submit(ttl=20)
+    claim = deployment.db.run(claims.claim, taken.run.id, "echo", LEASE_S, 30)
+    assert claim is not None
+    deployment.db.run(claims.announce, [replace(ECHO, time_limit_s=announced)])
+    extend = ExtendRequest(key="k", lease_id=taken.run.lease_id, ttl=600)
+    assert deployment.db.run(leases.extend, deployment.caller, extend).ttl_left_s() == 30
 
 
 def test_a_cancelled_running_job_holds_its_key_until_its_worker_has_stopped(
