@@ -113,7 +113,7 @@ def _call(caller: Caller, wanted: Wanted, hashed: str, tool: Tool | None) -> Cal
         risk_level=risk_level(wanted.tool),
         lease_id=new_lease_id(),
         time_limit_s=_time_limit_s(tool),
-        dedup_s=LIMITS[caller.plan].default_ttl_s,
+        dedup_s=LIMITS[caller.plan].effective_ttl_s(None if tool is None else tool.dedup_ttl_s),
         job=JOB,
         queue=wanted.queue,
         max_attempts=MAX_ATTEMPTS,

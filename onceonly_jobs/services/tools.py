@@ -28,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "description": None,
     "effect": Effect.IDEMPOTENT,
     "confirm_url": None,
+    "dedup_ttl_s": None,
 }
 
 

@@ -34,10 +34,12 @@ class Tool:
     description: str | None
     effect: Effect
     confirm_url: str | None
+    dedup_ttl_s: int | None
+    """How long a call answers its repeats; None: as long as the plan says."""
 
 
 _COLUMNS = """tenant_id, scope_id, name, url, auth_type, secret_id, secret_mask, secret_sealed, timeout_ms,
-    max_retries, enabled, description, effect, confirm_url"""
+    max_retries, enabled, description, effect, confirm_url, dedup_ttl_s"""
 
 
 def _tool(row: sa.RowMapping) -> Tool:
@@ -148,13 +150,14 @@ _PUT = sa.text(f"""
 WITH put AS (
     INSERT INTO tools AS t ({_COLUMNS})
     VALUES (:tenant_id, :scope_id, :name, :url, :auth_type, :secret_id, :secret_mask, :secret_sealed, :timeout_ms,
-            :max_retries, :enabled, CAST(:description AS text), :effect, CAST(:confirm_url AS text))
+            :max_retries, :enabled, CAST(:description AS text), :effect, CAST(:confirm_url AS text),
+            CAST(:dedup_ttl_s AS integer))
     ON CONFLICT (tenant_id, scope_id, name) DO UPDATE SET
         url = excluded.url, auth_type = excluded.auth_type, secret_id = excluded.secret_id,
         secret_mask = excluded.secret_mask, secret_sealed = excluded.secret_sealed,
         timeout_ms = excluded.timeout_ms, max_retries = excluded.max_retries, enabled = excluded.enabled,
         description = excluded.description, effect = excluded.effect, confirm_url = excluded.confirm_url,
-        updated_at = onceonly_now()
+        dedup_ttl_s = excluded.dedup_ttl_s, updated_at = onceonly_now()
     RETURNING *
 ), {_fed("put", ":change")}
 SELECT {_COLUMNS} FROM put
@@ -180,6 +183,7 @@ def put(tool: Tool, *, actor: str, change: str) -> Statement[Tool]:
             "description": tool.description,
             "effect": tool.effect.value,
             "confirm_url": tool.confirm_url,
+            "dedup_ttl_s": tool.dedup_ttl_s,
             "actor": actor,
             "change": change,
         },

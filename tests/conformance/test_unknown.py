@@ -20,6 +20,7 @@ from onceonly_jobs.contracts.unknown import SettleRequest
 from onceonly_jobs.domain.addresses import Allowed
 from onceonly_jobs.domain.fingerprint import result_hash
 from onceonly_jobs.domain.governance import Code
+from onceonly_jobs.domain.plans import Plan
 from onceonly_jobs.domain.runs import Claim, Run
 from onceonly_jobs.domain.states import RunState
 from onceonly_jobs.errors import NotFound, SettlementConflict
@@ -53,12 +54,13 @@ class Payments:
         self.db, self.caller = db, caller
         self.register("pay", "irreversible")
 
-    def register(self, name: str, effect: str) -> None:
+    def register(self, name: str, effect: str, **fields: Any) -> None:
         request = {
             "name": name,
             "url": "https://tools.example.com/pay",
             "auth": {"type": "hmac_sha256", "secret": "a-long-shared-secret"},
             "effect": effect,
+            **fields,
         }
         if effect == "reconcilable":
             request["confirm_url"] = "https://tools.example.com/confirm"
@@ -538,3 +540,23 @@ def test_a_call_blocked_after_its_decision_says_so_in_the_trail_and_on_the_timel
     _, timeline = payments.db.run(insights.timeline, payments.caller, judged.run.run_id, 10, 0)
     [result] = [event for event in timeline if event.type == "tool_result"]
     assert (result.status, result.message) == ("blocked", "tool_not_allowed")
+
+
+def test_a_call_answers_its_repeats_for_as_long_as_its_tool_says(payments: Payments, clock: Clock) -> None:
+    payments.register("mail", "idempotent", dedup_ttl_s=60)
+    claim = payments.claim(payments.ask(tool="mail"))
+    payments.db.run(claims.complete, claim, {"sent": True}, WEEK_S)
+    clock.advance(59)
+    assert payments.ask(tool="mail").code is Code.IDEMPOTENCY
+    clock.advance(2)
+    assert payments.ask(tool="mail").code is Code.OK
+
+
+@pytest.mark.parametrize(("plan", "kept_s"), [(Plan.PRO, 604_800), (Plan.AGENCY, 2_592_000)])
+def test_no_tool_keeps_its_answers_for_longer_than_the_plan_lets_it(
+    db: Database, plan: Plan, kept_s: int
+) -> None:
+    payments = Payments(db, make_account(db, plan.value, plan).caller)
+    payments.register("mail", "idempotent", dedup_ttl_s=2_592_000)
+    payments.ask(tool="mail")
+    assert payments.rows("SELECT retention_s FROM runs") == [(kept_s,)]
