@@ -28,6 +28,7 @@ _MODULES = {
     "demo": "demo",
     "audit": "audit",
     "unknown": "unknown",
+    "policies": "policies",
 }
 """Which file has which command: a part of the system shall not load what only an operator needs."""
 

@@ -11,7 +11,7 @@ from onceonly_jobs.domain.plans import FEATURES, Feature
 from onceonly_jobs.errors import AgentNotFound, FeatureNotAvailable, PolicyNotFound, UnknownTools
 from onceonly_jobs.store import agents, tools
 from onceonly_jobs.store.account import Caller
-from onceonly_jobs.store.agents import Activity, LogEntry, Policy, Stopped, Switch
+from onceonly_jobs.store.agents import Activity, Change, LogEntry, Policy, Stopped, Switch
 from onceonly_jobs.store.statement import Operation, autocommit
 
 
@@ -99,6 +99,19 @@ def list_policies(caller: Caller) -> Operation[list[Policy]]:
     """Every agent's policy. Raises FeatureNotAvailable."""
     require(caller, Feature.POLICIES)
     return (yield from agents.policies(caller.tenant_id))
+
+
+@autocommit
+def history(caller: Caller, agent_id: str, limit: int, offset: int) -> Operation[list[Change]]:
+    """Who changed the agent's policy or moved its switch, newest first. Raises FeatureNotAvailable."""
+    require(caller, Feature.POLICIES)
+    return (yield from agents.history(caller.tenant_id, agent_id, limit, offset))
+
+
+@autocommit
+def history_of(tenant_id: str, agent_id: str, limit: int, offset: int) -> Operation[list[Change]]:
+    """`history` for an operator, whatever the tenant's plan."""
+    return (yield from agents.history(tenant_id, agent_id, limit, offset))
 
 
 def disable(

@@ -182,14 +182,28 @@ agents = sa.Table(
 policy_versions = sa.Table(
     "policy_versions",
     metadata,
-    # Append-only: who changed which policy, when, and what it was then.
-    sa.Column("tenant_id", sa.Text, primary_key=True),
-    sa.Column("agent_id", sa.Text, primary_key=True),
-    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    # Append-only: who changed which policy, when, and what it was then; and who threw or released the switch, which
+    # leaves the policy, and so its version, as they are.
+    _identity(),
+    _required("tenant_id", sa.Text()),
+    _required("agent_id", sa.Text()),
+    _required("version", sa.Integer()),
     _required("at", Time, "onceonly_now()"),
     sa.Column("actor", sa.Text),
     _required("change", sa.Text()),
-    _required("policy", JSONB()),
+    sa.Column("reason", sa.Text),
+    sa.Column("policy", JSONB),
+    _written_by(),
+    sa.Index(
+        "uq_policy_versions_version",
+        "tenant_id",
+        "agent_id",
+        "version",
+        unique=True,
+        postgresql_where=sa.text("policy IS NOT NULL"),
+    ),
+    sa.Index("ix_policy_versions_written", "transaction_id", "id"),
+    sa.Index("ix_policy_versions_agent", "tenant_id", "agent_id", sa.text("id DESC")),
 )
 
 tools = sa.Table(

@@ -15,7 +15,9 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.storms import storm
+from typer.testing import CliRunner
 
+from onceonly_jobs.cli.main import build
 from onceonly_jobs.contracts.agents import SwitchRequest
 from onceonly_jobs.contracts.leases import CancelRequest, ExtendRequest, LeaseRequest
 from onceonly_jobs.contracts.policies import PolicyRequest, TemplateRequest
@@ -427,6 +429,32 @@ def test_every_version_of_a_policy_is_kept_with_who_and_when(governed: Governed)
     assert {row.actor for row in kept} == {governed.caller.key_id}
     assert kept[1].policy == {"max_actions_per_hour": 5, "max_spend_usd_per_day": 2.5}
     assert kept[2].policy == {**TEMPLATES["strict"], "max_actions_per_hour": 3}
+
+
+def test_every_change_of_policy_or_switch_is_in_the_history_newest_first(
+    governed: Governed, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    governed.policy(max_actions_per_hour=5)
+    governed.disable()
+    governed.disable()
+    governed.enable()
+    governed.policy(max_actions_per_hour=None)
+    history = governed.db.run(governance.history, governed.caller, AGENT, 10, 0)
+    assert [(change.change, change.reason, change.version, change.policy) for change in history] == [
+        ("upsert", None, 2, {}),
+        ("enabled", None, 1, None),
+        ("disabled", "odd", 1, None),
+        ("disabled", "odd", 1, None),
+        ("upsert", None, 1, {"max_actions_per_hour": 5}),
+    ]
+    assert {change.actor for change in history} == {governed.caller.key_id}
+    assert governed.db.run(governance.history, governed.caller, AGENT, 2, 1) == history[1:3]
+    monkeypatch.setenv("ONCEONLY_DATABASE_URL", database_url)
+    words = ["policies", "history", AGENT, "--tenant", governed.caller.tenant_id]
+    shown = CliRunner().invoke(build(words), words).output.splitlines()
+    assert len(shown) == 1 + len(history)
+    assert governed.caller.key_id in shown[1]
+    assert "disabled" in shown[3]
 
 
 @pytest.mark.parametrize("plan", [Plan.FREE, Plan.STARTER, Plan.PRO])

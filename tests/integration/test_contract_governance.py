@@ -91,6 +91,23 @@ def test_not_a_number_is_refused(api: Api) -> None:
     assert answer.status_code == 422
 
 
+def test_a_policys_history_says_who_did_what_and_when(api: Api) -> None:
+    api.post(f"/policies/{AGENT}", max_spend_usd_per_day=0.5)
+    api.post(f"/agents/{AGENT}/disable", reason="odd")
+    disabled, set_ = api.get(f"/policies/{AGENT}/history").json()
+    assert isinstance(set_.pop("ts"), int)
+    assert set_ == {
+        "actor": api.caller.key_id,
+        "change": "upsert",
+        "reason": None,
+        "version": 1,
+        "policy": {"max_spend_usd_per_day": 0.5},
+    }
+    assert (disabled["change"], disabled["reason"], disabled["policy"]) == ("disabled", "odd", None)
+    assert api.get(f"/policies/{AGENT}/history", limit=1, offset=1).json()[0]["change"] == "upsert"
+    assert api.get("/policies/nobody/history").json() == []
+
+
 def test_an_unknown_template_is_422_and_an_unknown_policy_404(api: Api) -> None:
     assert api.post(f"/policies/{AGENT}/from-template", template="lenient").status_code == 422
     missing = api.get(f"/policies/{AGENT}")
@@ -189,6 +206,7 @@ def test_logs_of_an_agent_without_any_are_empty(api: Api) -> None:
         ("POST", f"/policies/{AGENT}/from-template", {"template": "moderate"}),
         ("GET", "/policies", None),
         ("GET", f"/policies/{AGENT}", None),
+        ("GET", f"/policies/{AGENT}/history", None),
         ("POST", f"/agents/{AGENT}/disable", {}),
         ("GET", f"/agents/{AGENT}/logs", None),
         ("GET", f"/agents/{AGENT}/metrics", None),
@@ -218,6 +236,7 @@ def test_policies_and_agents_are_a_tenants_own(api: Api, new_tenant: NewApi) -> 
     api.post(f"/agents/{AGENT}/disable")
     other = new_tenant(Plan.AGENCY)
     assert other.get("/policies").json() == []
+    assert other.get(f"/policies/{AGENT}/history").json() == []
     assert other.post("/ai/run", key="k", metadata={"agent_id": AGENT}).json()["status"] == "acquired"
 
 
