@@ -66,6 +66,13 @@ class Settings(BaseSettings):
     default_plan: Literal["free", "starter", "pro", "agency"] = Field(
         "agency", description="Plan of a tenant that is made without one."
     )
+    plan_table: Literal["seed", "newer"] = Field(
+        "seed", description="Which of the two published tables says what governance each plan has."
+    )
+    strict_tools: bool = Field(
+        False,
+        description="Whether a policy that names a tool or job that is not registered is refused (400).",
+    )
     default_job: str = Field("echo", description="Job of a run that names none and matches no pattern.")
     default_queue: str = Field("onceonly", description="Celery queue of jobs that name none.")
     worker_lease_s: PositiveSeconds = Field(

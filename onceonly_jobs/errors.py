@@ -10,6 +10,7 @@ OnceOnlyError
     ├── ApiKeyDisabled     403       known, but disabled or revoked
     ├── PlanLimitReached   402       the month's quota is used up
     ├── UnknownTask        400       no worker has registered a job of that name
+    ├── UnknownTools       400       a policy names tools that are not registered
     ├── Unsupported        400       understood, but not offered by this server
     ├── NotFound           404
     ├── TooManyTools       403       the plan has no room for another tool
@@ -111,6 +112,15 @@ class UnknownTask(Refusal):
                 "task": task,
             }
         )
+
+
+class UnknownTools(Refusal):
+    """A policy names tools that are not registered, on a server that does not accept that."""
+
+    status = 400
+
+    def __init__(self, tools: list[str]) -> None:
+        super().__init__({"error": "unknown_tools", "tools": tools})
 
 
 class Unsupported(Refusal):

@@ -21,7 +21,7 @@ from onceonly_jobs.domain.runs import JobSpec, Run
 from onceonly_jobs.domain.states import RunState
 from onceonly_jobs.errors import EnqueueError, UnknownTask
 from onceonly_jobs.services import account, runs
-from onceonly_jobs.services.quota import QuotaUsedUp
+from onceonly_jobs.services.quota import Refused
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.claims import Due
 from onceonly_jobs.store.database import Database, aon, on
@@ -259,9 +259,9 @@ def _taking(known: _Known, request: EnqueueRequest, publish_grace_s: float) -> T
     )
 
 
-def _due_now(taking: Taking, taken: Taken | QuotaUsedUp) -> Due | None:
+def _due_now(taking: Taking, taken: Taken | Refused) -> Due | None:
     """The run to publish at once, if there is one."""
-    if isinstance(taken, QuotaUsedUp) or taken.outcome != "acquired" or taking.delay_s > 0:
+    if isinstance(taken, Refused) or taken.outcome != "acquired" or taking.delay_s > 0:
         return None
     return Due(
         id=taken.run.id,
@@ -274,9 +274,9 @@ def _due_now(taking: Taking, taken: Taken | QuotaUsedUp) -> Due | None:
     )
 
 
-def _answer(taken: Taken | QuotaUsedUp) -> Enqueued:
-    """Raises PlanLimitReached, after the refusal was counted."""
-    if isinstance(taken, QuotaUsedUp):
+def _answer(taken: Taken | Refused) -> Enqueued:
+    """Raises FingerprintMismatch, PlanLimitReached, after the refusal was counted."""
+    if isinstance(taken, Refused):
         raise taken.refusal
     return _standing(taken.run, acquired=taken.outcome == "acquired")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request, Response
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from onceonly_jobs.api.problems import invalid
 from onceonly_jobs.api.state import State
+from onceonly_jobs.domain.plans import PlanTable
 from onceonly_jobs.errors import MissingToken, PayloadTooLarge
 from onceonly_jobs.services import account
 from onceonly_jobs.store.account import Caller
@@ -98,6 +100,7 @@ class ContractRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             state = state_of(request)
             caller = await state.db.arun(account.authenticate, bearer(request))
+            caller = replace(caller, plan_table=PlanTable(state.settings.plan_table))
             request.state.caller = caller
             await state.limiter.check(caller)
             strict = StrictRequest(_as_json(request.scope), request.receive)

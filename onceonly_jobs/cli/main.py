@@ -30,6 +30,7 @@ _MODULES = {
     "unknown": "unknown",
     "runs": "runs",
     "webhook": "webhook",
+    "policies": "policies",
 }
 """Which file has which command: a part of the system shall not load what only an operator needs."""
 

@@ -102,6 +102,8 @@ runs = sa.Table(
     # Server-run jobs only, from here to publications.
     sa.Column("worker_lease_id", sa.Text),
     sa.Column("deadline_at", Time),
+    # The job's own, as its worker had it at the claim.
+    sa.Column("time_limit_s", sa.Integer),
     sa.Column("job", sa.Text),
     sa.Column("queue", sa.Text),
     _required("attempt", sa.Integer(), "0"),
@@ -209,14 +211,28 @@ agents = sa.Table(
 policy_versions = sa.Table(
     "policy_versions",
     metadata,
-    # Append-only: who changed which policy, when, and what it was then.
-    sa.Column("tenant_id", sa.Text, primary_key=True),
-    sa.Column("agent_id", sa.Text, primary_key=True),
-    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    # Append-only: who changed which policy, when, and what it was then; and who threw or released the switch, which
+    # leaves the policy, and so its version, as they are.
+    _identity(),
+    _required("tenant_id", sa.Text()),
+    _required("agent_id", sa.Text()),
+    _required("version", sa.Integer()),
     _required("at", Time, "onceonly_now()"),
     sa.Column("actor", sa.Text),
     _required("change", sa.Text()),
-    _required("policy", JSONB()),
+    sa.Column("reason", sa.Text),
+    sa.Column("policy", JSONB),
+    _written_by(),
+    sa.Index(
+        "uq_policy_versions_version",
+        "tenant_id",
+        "agent_id",
+        "version",
+        unique=True,
+        postgresql_where=sa.text("policy IS NOT NULL"),
+    ),
+    sa.Index("ix_policy_versions_written", "transaction_id", "id"),
+    sa.Index("ix_policy_versions_agent", "tenant_id", "agent_id", sa.text("id DESC")),
 )
 
 tools = sa.Table(
@@ -237,6 +253,7 @@ tools = sa.Table(
     sa.Column("description", sa.Text),
     _required("effect", sa.Text()),
     sa.Column("confirm_url", sa.Text),
+    sa.Column("dedup_ttl_s", sa.Integer),
     _required("created_at", Time, "onceonly_now()"),
     _required("updated_at", Time, "onceonly_now()"),
     sa.CheckConstraint("effect IN ('read', 'idempotent', 'reconcilable', 'irreversible')", name="effect"),

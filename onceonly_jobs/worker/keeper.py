@@ -98,7 +98,9 @@ class Keeper:
         """Why the handler has to stop, or None: the claim is good for another lease."""
         asked_at = time.monotonic()
         try:
-            beat = self._runtime.database.run(claims.heartbeat, self._claim, self._settings.worker_lease_s)
+            beat = self._runtime.database.run(
+                claims.heartbeat, self._claim, self._settings.worker_lease_s, self._settings.retention_s
+            )
         except Exception as error:
             return self._unanswered(error)
         if not isinstance(beat, Beat):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.claims import Beat
 from onceonly_jobs.store.database import Database, on
 from onceonly_jobs.store.runs import Taken
+from onceonly_jobs.store.statement import Operation, autocommit
 from onceonly_jobs.testing import Clock
 
 ECHO = JobSpec(name="echo", queue="q", max_attempts=2)
@@ -182,6 +184,34 @@ def test_a_result_after_the_time_limit_is_refused_and_the_run_is_still_its_own_t
     assert deployment.db.run(claims.fail, claim, "timeout", None, WEEK_S) is Ending.STORED
 
 
+def test_a_result_that_an_extension_has_saved_meanwhile_is_stored(
+    deployment: Deployment, clock: Clock
+) -> None:
+    """The refusal is looked into a moment after it was made: by then the requester may have moved the limit."""
+    taken = deployment.submit(ttl=20)
+    claim = deployment.claim(taken.run.id)
+    assert claim is not None
+    clock.advance(14)
+    deployment.db.run(claims.heartbeat, claim, LEASE_S)
+    clock.advance(7)
+    extend = ExtendRequest(key="k", lease_id=taken.run.lease_id, ttl=600)
+
+    def overtaken() -> Operation[Ending]:
+        completion = claims.complete(claim, {"n": 1}, WEEK_S)
+        refusal = yield next(completion)
+        deployment.db.run(leases.extend, deployment.caller, extend)
+        try:
+            statement = completion.send(refusal)
+            while True:
+                statement = completion.send((yield statement))
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    assert deployment.db.run(autocommit(overtaken)) is Ending.STORED
+    assert deployment.db.run(runs.find, deployment.caller.tenant_id, "k").result == {"n": 1}
+    assert "stale_write_refused" not in deployment.timeline()
+
+
 def test_the_requesters_handle_moves_the_time_limit_and_owns_no_outcome(
     deployment: Deployment, clock: Clock
 ) -> None:
@@ -194,6 +224,19 @@ def test_the_requesters_handle_moves_the_time_limit_and_owns_no_outcome(
     with pytest.raises(LeaseConflict) as refused:
         deployment.db.run(leases.complete, deployment.caller, request, WEEK_S)
     assert refused.value.detail["reason"] == "not_owner"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("announced", [None, 300])
+def test_no_extension_moves_the_limit_that_its_worker_claimed_with(
+    deployment: Deployment, announced: int | None
+) -> None:
+    """Whatever has become of the job's own limit since: the handler runs under the one of its worker."""
+    taken = deployment.submit(ttl=20)
+    claim = deployment.db.run(claims.claim, taken.run.id, "echo", LEASE_S, 30)
+    assert claim is not None
+    deployment.db.run(claims.announce, [replace(ECHO, time_limit_s=announced)])
+    extend = ExtendRequest(key="k", lease_id=taken.run.lease_id, ttl=600)
+    assert deployment.db.run(leases.extend, deployment.caller, extend).ttl_left_s() == 30
 
 
 def test_a_cancelled_running_job_holds_its_key_until_its_worker_has_stopped(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -104,10 +105,12 @@ HOT: list[Statement[Any]] = [
     runs.take(TAKING),
     runs.find("t2", "k7"),
     leases.extend("t2", "k7", "l", 60),
+    leases.extend_governed("t2", "k7", "l", 60, 60),
     leases.complete("t2", "k7", "l", {}, None, 60),
     leases.cancel("t2", "k7", "l", None, 60),
     claims.claim(7, "echo", "wl", 15, None, 60),
-    claims.heartbeat(CLAIM, 15),
+    claims.heartbeat(CLAIM, 15, 60),
+    claims.heartbeat(replace(CLAIM, agent_id="a"), 15, 60),
     claims.is_current("t", "k", 1),
     claims.complete(CLAIM, {}, "h", 60),
     claims.retry(CLAIM, 1, "x", "x"),
