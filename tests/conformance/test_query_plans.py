@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from onceonly_jobs.domain.plans import Kind
 from onceonly_jobs.domain.runs import Claim
 from onceonly_jobs.domain.states import Owner
-from onceonly_jobs.store import account, claims, events, leases, locks, runs, unknown, usage
+from onceonly_jobs.store import account, claims, events, leases, locks, outbox, runs, unknown, usage
 from onceonly_jobs.store.runs import Taking
 from onceonly_jobs.store.statement import Statement
 from onceonly_jobs.store.unknown import Settlement
@@ -89,8 +89,8 @@ HOT: list[Statement[Any]] = [
     claims.heartbeat(replace(CLAIM, agent_id="a"), 15, 60),
     claims.complete(CLAIM, {}, "h", 60),
     claims.retry(CLAIM, 1, "x", "x"),
-    claims.reap(100, 60),
-    claims.take_due(100, 2, []),
+    outbox.reap(100, 60),
+    outbox.take_due(100, 2, []),
     unknown.take_confirmable(100, "x"),
     unknown.calls("t2", 50, 0),
     unknown.settle("t2", Settlement(key="k7", happened=True, actor="x"), 60),
@@ -134,4 +134,4 @@ def test_hot_statements_never_scan_a_table(filled: sa.Connection) -> None:
 
 def test_a_missing_index_would_be_noticed(filled: sa.Connection) -> None:
     filled.exec_driver_sql("DROP INDEX ix_runs_due")
-    assert sequential_scans(filled, claims.take_due(100, 2, [])) == ["runs"]
+    assert sequential_scans(filled, outbox.take_due(100, 2, [])) == ["runs"]
