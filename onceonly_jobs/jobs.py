@@ -23,8 +23,8 @@ from onceonly_jobs.errors import EnqueueError, UnknownTask
 from onceonly_jobs.services import account, runs
 from onceonly_jobs.services.quota import Refused
 from onceonly_jobs.store.account import Caller
-from onceonly_jobs.store.claims import Due
 from onceonly_jobs.store.database import Database, aon, on
+from onceonly_jobs.store.outbox import Due
 from onceonly_jobs.store.runs import Taken, Taking
 from onceonly_jobs.store.statement import Operation, autocommit
 

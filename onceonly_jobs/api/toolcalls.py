@@ -21,7 +21,7 @@ from onceonly_jobs.services.calls import Answer, Wanted
 from onceonly_jobs.services.quota import Refused
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.calls import Judged
-from onceonly_jobs.store.claims import Due
+from onceonly_jobs.store.outbox import Due
 
 PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,4})\b")
 

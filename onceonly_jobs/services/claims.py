@@ -1,4 +1,4 @@
-"""How a worker takes a run, keeps it and ends it, and how the relay gets due runs out."""
+"""How a worker takes a run, keeps it and ends it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onceonly_jobs.domain.fingerprint import result_hash
 from onceonly_jobs.domain.runs import Claim, JobSpec
 from onceonly_jobs.store import claims as store
 from onceonly_jobs.store import jobs
-from onceonly_jobs.store.claims import Beat, Due, Reaped
+from onceonly_jobs.store.claims import Beat
 from onceonly_jobs.store.claims import Failure as Failure
 from onceonly_jobs.store.statement import Operation, Statement, autocommit, read_only
 
@@ -162,24 +162,6 @@ def report_progress(claim: Claim, data: dict[str, Any], message: str | None) -> 
 def report_log(claim: Claim, message: str, data: dict[str, Any]) -> Operation[bool]:
     """Show a handler's log line on the timeline; False when the claim is lost."""
     return (yield from store.note(claim, "log", data, message=message))
-
-
-@autocommit
-def reap(batch: int, retention_s: int) -> Operation[list[Reaped]]:
-    """Take the runs of dead workers back."""
-    return (yield from store.reap(batch, retention_s))
-
-
-@autocommit
-def take_due(batch: int, grace_s: float, full_queues: list[str]) -> Operation[list[Due]]:
-    """Due runs to publish now; those of full queues stay where they are."""
-    return (yield from store.take_due(batch, grace_s, full_queues))
-
-
-@autocommit
-def republish_all() -> Operation[int]:
-    """Forget every publication: the broker was wiped."""
-    return (yield from store.republish_all())
 
 
 def announce(specs: Iterable[JobSpec]) -> Operation[None]:

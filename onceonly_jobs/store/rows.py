@@ -77,6 +77,17 @@ def to_claim(row: sa.RowMapping) -> Claim:
     )
 
 
+def retried(message: str) -> str:
+    return event_row(
+        "'run_retried'",
+        "'queued'",
+        source="requeued",
+        message=message,
+        duration=ATTEMPT_MS,
+        more=f", 'error_code', error_code, 'due_in_ms', CAST({elapsed_ms('onceonly_now()', 'due_at')} AS bigint)",
+    )
+
+
 def held_unknown(source: str) -> str:
     """SELECT of the events that tell of runs which `source` has just put on hold."""
     return event_row(

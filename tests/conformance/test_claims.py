@@ -13,7 +13,7 @@ from onceonly_jobs.contracts.leases import CancelRequest, CompleteRequest, Exten
 from onceonly_jobs.domain.runs import Claim, JobSpec
 from onceonly_jobs.domain.states import RunState
 from onceonly_jobs.errors import LeaseConflict
-from onceonly_jobs.services import audit, claims, insights, leases, runs
+from onceonly_jobs.services import audit, claims, insights, leases, outbox, runs
 from onceonly_jobs.services.claims import Ending
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.claims import Beat
@@ -52,10 +52,10 @@ class Deployment:
         return claim
 
     def reap(self) -> list[str]:
-        return [reaped.key for reaped in self.db.run(claims.reap, 100, WEEK_S)]
+        return [reaped.key for reaped in self.db.run(outbox.reap, 100, WEEK_S)]
 
     def due(self, full: list[str] | None = None) -> list[str]:
-        return [due.key for due in self.db.run(claims.take_due, 100, 2.0, full or [])]
+        return [due.key for due in self.db.run(outbox.take_due, 100, 2.0, full or [])]
 
     def next_publication_s(self) -> int:
         with self.db.engine.connect() as connection:
@@ -164,7 +164,7 @@ def test_a_dead_workers_run_is_queued_again_and_dead_lettered_after_its_last_att
     assert deployment.due() == ["k"]
     assert deployment.claim(claim.id) is not None
     clock.advance(LEASE_S + 1)
-    reaped = deployment.db.run(claims.reap, 100, WEEK_S)
+    reaped = deployment.db.run(outbox.reap, 100, WEEK_S)
     assert [(one.key, one.finished) for one in reaped] == [("k", True)]
     run = deployment.db.run(runs.find, deployment.caller.tenant_id, "k")
     assert (run.state, run.error_code) == (RunState.FAILED, "worker_lost")
@@ -283,10 +283,10 @@ def test_relays_at_work_at_once_take_different_runs_and_none_waits(deployment: D
     for n in range(6):
         deployment.submit(f"k{n}")
     with deployment.db.engine.connect() as other:
-        theirs = on(other, claims.take_due(4, 2.0, []))
+        theirs = on(other, outbox.take_due(4, 2.0, []))
         with deployment.db.engine.connect() as mine, mine.begin():
             mine.exec_driver_sql("SET LOCAL lock_timeout = '1s'")
-            ours = on(mine, claims.take_due(4, 2.0, []))
+            ours = on(mine, outbox.take_due(4, 2.0, []))
         other.commit()
     assert (len(theirs), len(ours)) == (4, 2)
     assert {due.key for due in theirs} | {due.key for due in ours} == {f"k{n}" for n in range(6)}
@@ -305,7 +305,7 @@ def test_after_a_wiped_broker_everything_due_is_publishable_at_once(deployment: 
     deployment.submit("later", delay_s=600)
     assert sorted(deployment.due()) == ["a", "b"]
     assert deployment.due() == []
-    assert deployment.db.run(claims.republish_all) == 2
+    assert deployment.db.run(outbox.republish_all) == 2
     assert sorted(deployment.due()) == ["a", "b"]
 
 

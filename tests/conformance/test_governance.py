@@ -27,7 +27,7 @@ from onceonly_jobs.domain.plans import Plan
 from onceonly_jobs.domain.runs import Claim, JobSpec
 from onceonly_jobs.domain.states import RunState
 from onceonly_jobs.errors import FeatureNotAvailable, LeaseConflict, UnknownTask
-from onceonly_jobs.services import audit, claims, governance, leases, runs
+from onceonly_jobs.services import audit, claims, governance, leases, outbox, runs
 from onceonly_jobs.services.claims import Ending
 from onceonly_jobs.store import agents
 from onceonly_jobs.store import claims as store
@@ -243,7 +243,7 @@ def test_a_dead_workers_reservation_stays_once_and_only_once(governed: Governed,
     assert claim is not None
     for _ in range(2):
         clock.advance(LEASE_S + 1)
-        governed.db.run(claims.reap, 10, WEEK_S)
+        governed.db.run(outbox.reap, 10, WEEK_S)
         governed.db.run(claims.claim, claim.id, "work", LEASE_S, None)
     assert governed.counters() == (1, 500_000, {"work": 1})
 
@@ -545,7 +545,7 @@ def test_what_an_earlier_attempt_may_have_spent_is_not_given_back(governed: Gove
     first = governed.claim(governed.ask(spend_usd=0.5))
     assert first is not None
     clock.advance(LEASE_S + 1)
-    governed.db.run(claims.reap, 10, WEEK_S)
+    governed.db.run(outbox.reap, 10, WEEK_S)
     second = governed.db.run(claims.claim, first.id, "work", LEASE_S, None)
     failure = claims.Failure(error_code="tool_error", repeatable=True, never_made=True)
     assert governed.db.run(claims.end_as_failed, second, failure, WEEK_S) is Ending.STORED

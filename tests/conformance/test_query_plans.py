@@ -22,6 +22,7 @@ from onceonly_jobs.store import (
     leases,
     listing,
     locks,
+    outbox,
     runs,
     unknown,
     usage,
@@ -118,8 +119,8 @@ HOT: list[Statement[Any]] = [
     actions.decided(CLAIM),
     actions.find(CLAIM, 3),
     actions.finish(CLAIM, 3, "x", Code.OK, status="ok", message=None, result={}),
-    claims.reap(100, 60),
-    claims.take_due(100, 2, []),
+    outbox.reap(100, 60),
+    outbox.take_due(100, 2, []),
     unknown.take_confirmable(100, "x"),
     unknown.calls("t2", 50, 0),
     unknown.settle("t2", Settlement(key="k7", happened=True, actor="x"), 60),
@@ -174,4 +175,4 @@ def test_hot_statements_never_scan_a_table(filled: sa.Connection) -> None:
 
 def test_a_missing_index_would_be_noticed(filled: sa.Connection) -> None:
     filled.exec_driver_sql("DROP INDEX ix_runs_due")
-    assert sequential_scans(filled, claims.take_due(100, 2, [])) == ["runs"]
+    assert sequential_scans(filled, outbox.take_due(100, 2, [])) == ["runs"]

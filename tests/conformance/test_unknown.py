@@ -25,7 +25,7 @@ from onceonly_jobs.domain.plans import Plan
 from onceonly_jobs.domain.runs import Claim, Run
 from onceonly_jobs.domain.states import RunState
 from onceonly_jobs.errors import NotFound, SettlementConflict
-from onceonly_jobs.services import audit, calls, claims, governance, insights, runs, tools, unknown
+from onceonly_jobs.services import audit, calls, claims, governance, insights, outbox, runs, tools, unknown
 from onceonly_jobs.services.calls import Wanted
 from onceonly_jobs.services.claims import Ending
 from onceonly_jobs.store.account import Caller
@@ -349,7 +349,7 @@ def test_an_answer_found_late_is_kept_as_long_as_any(payments: Payments, clock: 
 def test_what_a_dead_worker_left_unknown_is_settled_the_same_way(payments: Payments, clock: Clock) -> None:
     claim = payments.claim(payments.ask())
     clock.advance(LEASE_S + 1)
-    payments.db.run(claims.reap, 10, WEEK_S)
+    payments.db.run(outbox.reap, 10, WEEK_S)
     assert [call.key for call in payments.list()[1]] == [claim.key]
     payments.settle(claim.key, True, result={"paid": True})
     assert payments.db.run(claims.complete, claim, {"late": True}, WEEK_S) is Ending.LOST
@@ -401,7 +401,7 @@ def test_what_a_dead_worker_left_of_a_reconcilable_call_is_confirmed_too(
     payments.register("ship", "reconcilable")
     claim = payments.claim(payments.ask(tool="ship"))
     clock.advance(LEASE_S + 1)
-    payments.db.run(claims.reap, 10, WEEK_S)
+    payments.db.run(outbox.reap, 10, WEEK_S)
     clock.advance(CONFIRM_PAUSES_S[0] + 1)
     assert [due.id for due in payments.db.run(unknown.take_confirmable, 10)] == [claim.id]
     held = payments.db.run(unknown.confirmable, claim.id)
@@ -438,7 +438,7 @@ def test_a_tool_that_became_stricter_after_the_decision_is_called_by_its_stricte
     claim = payments.claim(judged)
     assert (claim.effect, claim.repeatable) == ("reconcilable", False)
     clock.advance(LEASE_S + 1)
-    payments.db.run(claims.reap, 10, WEEK_S)
+    payments.db.run(outbox.reap, 10, WEEK_S)
     assert payments.run(claim.key).state is RunState.UNKNOWN, "its worker died, and nobody calls it again"
     [call] = payments.list()[1]
     assert (call.effect, call.confirm_at is not None) == ("reconcilable", True)
@@ -474,7 +474,7 @@ def test_a_begun_call_whose_tool_became_stricter_is_held_not_made_again(
     payments.register("mail", "idempotent")
     first = payments.claim(payments.ask(tool="mail"))
     clock.advance(LEASE_S + 1)
-    payments.db.run(claims.reap, 10, WEEK_S)
+    payments.db.run(outbox.reap, 10, WEEK_S)
     payments.register("mail", now)
     assert payments.db.run(claims.claim, first.id, calls.JOB, LEASE_S, None) is None
     [call] = payments.list()[1]

@@ -35,7 +35,7 @@ from onceonly_jobs.domain.fingerprint import compact_json
 from onceonly_jobs.services import leases, runs
 from onceonly_jobs.services.quota import Refused
 from onceonly_jobs.store.account import Caller
-from onceonly_jobs.store.claims import Due
+from onceonly_jobs.store.outbox import Due
 from onceonly_jobs.store.runs import Taken, Taking
 
 router = APIRouter(route_class=ContractRoute, prefix="/ai", tags=["runs and leases"])
