@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from onceonly_jobs.config import Settings
 from onceonly_jobs.contracts.enqueue import EnqueueRequest
 from onceonly_jobs.dispatch.direct import DirectPublisher
 from onceonly_jobs.domain.actions import has_actions
-from onceonly_jobs.domain.plans import Plan
+from onceonly_jobs.domain.plans import Plan, PlanTable
 from onceonly_jobs.domain.runs import JobSpec, Run
 from onceonly_jobs.domain.states import RunState
 from onceonly_jobs.errors import EnqueueError, UnknownTask
@@ -209,6 +209,7 @@ class Jobs:
         """The tenant's plan and the registered jobs, read and remembered."""
         if self._api_key is not None:
             caller = yield from account.authenticate(self._api_key)
+            caller = replace(caller, plan_table=PlanTable(self._settings.plan_table))
         else:
             caller = yield from self._own_caller()
         specs = yield from runs.registered_jobs()
@@ -228,6 +229,7 @@ class Jobs:
             key_preview="",
             rate_limit=None,
             disabled=False,
+            plan_table=PlanTable(self._settings.plan_table),
         )
 
 
