@@ -73,6 +73,9 @@ _HOMES = {
     "Retry": "onceonly_jobs.worker.outcomes",
 }
 
+_MODULES = {"ai", "ai_models", "client", "decorators", "exceptions", "governance", "models", "version"}
+"""Modules of the client, found as attributes where the published SDK has them."""
+
 __all__ = [
     "AgentLogItem",
     "AgentMetrics",
@@ -112,6 +115,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("onceonly-jobs")
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

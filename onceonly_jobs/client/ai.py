@@ -134,14 +134,11 @@ class AiClient:
         run_id: str | None,
         fingerprint: str | None,
         timeout: float,
-    ) -> Flow[AiRun | AiToolResult]:
+    ) -> Flow[Any]:
         if key is not None:
-            if agent_id or tool or args or spend_usd is not None:
-                raise ValueError("give either key, or agent_id and tool")
+            _only_a_key(agent_id, tool, args, spend_usd)
             return runs.run_by_key(self._ctx, key, ttl, metadata, run_id, fingerprint)
-        if not tool:
-            raise ValueError("give either key, or agent_id and tool")
-        return runs.run_tool(self._ctx, agent_id, tool, args, spend_usd, run_id, timeout)
+        return runs.run_tool(self._ctx, agent_id, _named(tool), args, spend_usd, run_id, timeout)
 
     def run_tool(
         self,
@@ -225,6 +222,35 @@ class AiClient:
             runs.wait(self._ctx, key, Patience(timeout, poll_min, poll_max), extending)
         )
 
+    @overload
+    def run_and_wait(
+        self,
+        key: str,
+        *,
+        ttl: int | None = None,
+        metadata: MetadataLike | None = None,
+        run_id: str | None = None,
+        timeout: float = 60.0,
+        poll_min: float = 0.5,
+        poll_max: float = 5.0,
+        auto_extend: bool = True,
+        extend_every: float = 30.0,
+    ) -> AiResult: ...
+    @overload
+    def run_and_wait(
+        self,
+        key: None = None,
+        *,
+        agent_id: str | None = None,
+        tool: str,
+        args: Json | None = None,
+        spend_usd: float | None = None,
+        run_id: str | None = None,
+        timeout: float = 60.0,
+        poll_min: float = 0.5,
+        poll_max: float = 5.0,
+    ) -> AiToolResult: ...
+    @overload
     def run_and_wait(
         self,
         key: str | None = None,
@@ -241,17 +267,64 @@ class AiClient:
         poll_max: float = 5.0,
         auto_extend: bool = True,
         extend_every: float = 30.0,
-    ) -> Any:
+    ) -> AiResult | AiToolResult: ...
+    def run_and_wait(
+        self,
+        key: str | None = None,
+        *,
+        ttl: int | None = None,
+        metadata: MetadataLike | None = None,
+        agent_id: str | None = None,
+        tool: str | None = None,
+        args: Json | None = None,
+        spend_usd: float | None = None,
+        run_id: str | None = None,
+        timeout: float = 60.0,
+        poll_min: float = 0.5,
+        poll_max: float = 5.0,
+        auto_extend: bool = True,
+        extend_every: float = 30.0,
+    ) -> AiResult | AiToolResult:
         """The AiResult of a run by key, or the AiToolResult of a tool call.
 
         While it waits, the run's time limit is extended, unless auto_extend is off.
         """
         every = extend_every if auto_extend else None
         patience = Patience(timeout, poll_min, poll_max)
-        return self._driver.run(
+        answer: AiResult | AiToolResult = self._driver.run(
             self._run_and_wait(key, ttl, metadata, agent_id, tool, args, spend_usd, run_id, patience, every)
         )
+        return answer
 
+    @overload
+    async def run_and_wait_async(
+        self,
+        key: str,
+        *,
+        ttl: int | None = None,
+        metadata: MetadataLike | None = None,
+        run_id: str | None = None,
+        timeout: float = 60.0,  # noqa: ASYNC109
+        poll_min: float = 0.5,
+        poll_max: float = 5.0,
+        auto_extend: bool = True,
+        extend_every: float = 30.0,
+    ) -> AiResult: ...
+    @overload
+    async def run_and_wait_async(
+        self,
+        key: None = None,
+        *,
+        agent_id: str | None = None,
+        tool: str,
+        args: Json | None = None,
+        spend_usd: float | None = None,
+        run_id: str | None = None,
+        timeout: float = 60.0,  # noqa: ASYNC109
+        poll_min: float = 0.5,
+        poll_max: float = 5.0,
+    ) -> AiToolResult: ...
+    @overload
     async def run_and_wait_async(
         self,
         key: str | None = None,
@@ -268,12 +341,30 @@ class AiClient:
         poll_max: float = 5.0,
         auto_extend: bool = True,
         extend_every: float = 30.0,
-    ) -> Any:
+    ) -> AiResult | AiToolResult: ...
+    async def run_and_wait_async(
+        self,
+        key: str | None = None,
+        *,
+        ttl: int | None = None,
+        metadata: MetadataLike | None = None,
+        agent_id: str | None = None,
+        tool: str | None = None,
+        args: Json | None = None,
+        spend_usd: float | None = None,
+        run_id: str | None = None,
+        timeout: float = 60.0,  # noqa: ASYNC109
+        poll_min: float = 0.5,
+        poll_max: float = 5.0,
+        auto_extend: bool = True,
+        extend_every: float = 30.0,
+    ) -> AiResult | AiToolResult:
         every = extend_every if auto_extend else None
         patience = Patience(timeout, poll_min, poll_max)
-        return await self._driver.arun(
+        answer: AiResult | AiToolResult = await self._driver.arun(
             self._run_and_wait(key, ttl, metadata, agent_id, tool, args, spend_usd, run_id, patience, every)
         )
+        return answer
 
     def _run_and_wait(
         self,
@@ -288,9 +379,10 @@ class AiClient:
         patience: Patience,
         extend_every: float | None,
     ) -> Flow[Any]:
-        if key is not None and not (agent_id or tool):
+        if key is not None:
+            _only_a_key(agent_id, tool, args, spend_usd)
             return runs.run_and_wait(self._ctx, key, ttl, metadata, run_id, patience, extend_every)
-        return self._run(key, ttl, metadata, agent_id, tool, args, spend_usd, run_id, None, patience.timeout)
+        return runs.run_tool(self._ctx, agent_id, _named(tool), args, spend_usd, run_id, patience.timeout)
 
     def run_fn(
         self,
@@ -453,3 +545,14 @@ class AiClient:
 
 def _extending(auto_extend: bool, lease_id: str | None, ttl: int | None, every: float) -> Extending | None:
     return Extending(lease_id, ttl, max(1.0, every)) if auto_extend and lease_id else None
+
+
+def _only_a_key(agent_id: str | None, tool: str | None, args: Json | None, spend_usd: float | None) -> None:
+    if agent_id or tool or args or spend_usd is not None:
+        raise ValueError("give either key, or agent_id and tool")
+
+
+def _named(tool: str | None) -> str:
+    if not tool:
+        raise ValueError("give either key, or agent_id and tool")
+    return tool

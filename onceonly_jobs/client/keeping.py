@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import suppress
+from contextvars import Token
 from typing import TYPE_CHECKING
 
 from onceonly_jobs.client.leases import Lease, beats, current, failing_beats
@@ -41,7 +42,7 @@ class Keeper:
         # Not joined: an extend that is on its way changes nothing any more, and may take its time-out to say so.
         self._lease.working = False
         self._stop.set()
-        current.reset(self._token)
+        _reset(self._token)
 
 
 class AsyncKeeper:
@@ -73,7 +74,7 @@ class AsyncKeeper:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
         self._lease.working = False
-        current.reset(self._token)
+        _reset(self._token)
         self._beating.cancel()
         ours = self._cancelled and isinstance(error, asyncio.CancelledError)
         try:
@@ -86,3 +87,8 @@ class AsyncKeeper:
             raise asyncio.CancelledError  # somebody else cancels as well
         if ours:
             self._lease.check()
+
+
+def _reset(token: Token[Lease | None]) -> None:
+    with suppress(ValueError):  # a block that is left in another context than it was entered in
+        current.reset(token)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from onceonly_jobs.client import payloads, runs
@@ -23,6 +23,7 @@ from onceonly_jobs.client.wire import Context, Flow, Json, Pause, logger, withou
 
 DEFAULT_TTL_S = 300
 RETRY_BEAT_S = 1.0
+FINISH_S = 60
 current: ContextVar[Lease | None] = ContextVar("onceonly_lease", default=None)
 
 
@@ -39,9 +40,16 @@ class Lease:
     """
 
     def __init__(
-        self, key: str, answer: Json, *, ttl: int, on_lost: Callable[[Lease], object] | None = None
+        self,
+        key: str,
+        answer: Json,
+        *,
+        ttl: int,
+        asked_at: float,
+        on_lost: Callable[[Lease], object] | None = None,
     ) -> None:
         self.key = key
+        self.asked_at = asked_at
         self.status = str(answer.get("status") or "").lower()
         self.lease_id = str(answer.get("lease_id") or "")
         self.ttl = int(answer.get("ttl") or ttl)
@@ -115,12 +123,13 @@ def beats(ctx: Context, lease: Lease, every: float) -> Flow[None]:
 
     Lost is a lease that the server gives to somebody else, and one that could not be confirmed for its whole time.
     """
-    asking, confirmed_at, pause = without_retries(ctx), ctx.clock(), every
+    asking, confirmed_at, pause = without_retries(ctx), lease.asked_at, every
     while True:
         yield Pause(pause)
         asked_at = ctx.clock()
+        in_time = max(0.1, confirmed_at + lease.ttl - asked_at)
         try:
-            yield from runs.extend(asking, lease.key, lease.lease_id, lease.ttl)
+            yield from runs.extend(asking, lease.key, lease.lease_id, lease.ttl, in_time)
         except OnceOnlyError as error:
             left = confirmed_at + lease.ttl - ctx.clock()
             if not _may_pass(error) or left <= 0:
@@ -170,8 +179,9 @@ def acquire(
 ) -> Flow[Lease]:
     """Claim a key."""
     wanted = int(ttl or ctx.settings.ttl or DEFAULT_TTL_S)
+    asked_at = ctx.clock()
     answer = yield from runs.lease(ctx, key, wanted, metadata)
-    lease = Lease(key, answer, ttl=wanted, on_lost=on_lost)
+    lease = Lease(key, answer, ttl=wanted, asked_at=asked_at, on_lost=on_lost)
     if lease.acquired and not lease.lease_id:
         raise ApiError(
             "the server granted a lease without a lease_id", detail={"error": "missing_lease_id", "key": key}
@@ -199,37 +209,49 @@ def run_fn(
     returned_here: receives what the function returned, if it was this call that ran it.
     Raises what the function raises, after it was stored as failed; LeaseLost when its result was refused.
     """
-    lease = yield from acquire(ctx, key, ttl, metadata, on_lost)
-    if lease.acquired:
-        try:
-            returned = yield Work(lease, function, beat_every(lease.ttl, extend_every))
-        except Exception:
-            if not lease.lost:
-                yield from give_up(ctx, lease, error_code)
-            raise
-        outcome = yield from finish(ctx, lease, returned, encode)
-        if returned_here is not None:
-            returned_here.append(returned)
-        return outcome
-    if lease.outcome is not None:
-        return lease.outcome
-    if wait_on_conflict:
-        return (yield from runs.wait(ctx, key, patience))
-    return AiResult(ok=False, status=lease.status or "in_progress", key=key, error_code="not_acquired")
+    end = ctx.clock() + patience.timeout
+    while True:
+        lease = yield from acquire(ctx, key, ttl, metadata, on_lost)
+        if lease.acquired:
+            break
+        if lease.outcome is not None:
+            return lease.outcome
+        if not wait_on_conflict:
+            return AiResult(
+                ok=False, status=lease.status or "in_progress", key=key, error_code="not_acquired"
+            )
+        # A holder that dies is taken over by one that waits for it: when its time is over, ask again.
+        ttl_left = lease.raw.get("ttl_left")
+        left = end - ctx.clock()
+        slice_s = left if ttl_left is None else min(left, float(ttl_left) + 1)
+        outcome = yield from runs.wait(ctx, key, replace(patience, timeout=slice_s))
+        if not runs.timed_out(outcome) or ctx.clock() >= end:
+            return outcome
+    try:
+        returned = yield Work(lease, function, beat_every(lease.ttl, extend_every))
+    except Exception:
+        if not lease.lost:
+            yield from give_up(ctx, lease, error_code)
+        raise
+    outcome = yield from finish(ctx, lease, returned, encode)
+    if returned_here is not None:
+        returned_here.append(returned)
+    return outcome
 
 
 def finish(
     ctx: Context, lease: Lease, returned: Any, encode: Callable[[Any], Json | None] = payloads.result
 ) -> Flow[AiResult]:
-    """Store a result, repeating for as long as the lease lasts: what was done must not be done again.
+    """Store a result, repeating for up to a minute of the lease's time: what was done must not be done again.
 
     A result that can't be stored is stored as a failure, `result_rejected`, and its error raised.
     Raises LeaseLost when the key is somebody else's by now.
     """
+    give_up_at = ctx.clock() + min(lease.ttl, FINISH_S)
     try:
         stored = encode(returned)
         answer = yield from runs.complete(
-            ctx, lease.key, lease.lease_id, stored, None, give_up_at=ctx.clock() + lease.ttl, persist=True
+            ctx, lease.key, lease.lease_id, stored, None, give_up_at=give_up_at, persist=True
         )
     except LeaseLost as why:
         lease.lose(why)
@@ -240,6 +262,10 @@ def finish(
     except ApiError as error:
         if error.status_code == 413:
             yield from give_up(ctx, lease, "result_rejected")
+        error.add_note("The work was done; its result was not stored.")
+        raise
+    except OnceOnlyError as error:
+        error.add_note("The work was done; whether its result was stored is not known.")
         raise
     if "done_at" not in answer:
         return (yield from runs.result(ctx, lease.key))

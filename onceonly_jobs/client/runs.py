@@ -162,6 +162,11 @@ def wait(ctx: Context, key: str, patience: Patience, extending: Extending | None
             yield from _rest(ctx, asked_at, min(pause, max(0.0, end - asked_at)))
 
 
+def timed_out(outcome: AiResult) -> bool:
+    """Whether it was the waiting that came to its end, and not the run."""
+    return outcome.error_code == "timeout" and outcome.done_at is None
+
+
 def _asked_for(trouble: OnceOnlyError) -> float:
     return (trouble.retry_after_sec or 0.0) if isinstance(trouble, RateLimitError) else 0.05
 
@@ -232,8 +237,11 @@ def lease(
     return call(ctx, Request("POST", "/ai/lease", body))
 
 
-def extend(ctx: Context, key: str, lease_id: str, ttl: int | None) -> Flow[Json]:
-    return _held(ctx, "/ai/extend", key, lease_id, ttl=None if ttl is None else int(ttl))
+def extend(
+    ctx: Context, key: str, lease_id: str, ttl: int | None, timeout_s: float | None = None
+) -> Flow[Json]:
+    body: Json = {"key": key, "lease_id": lease_id, **({} if ttl is None else {"ttl": int(ttl)})}
+    return call(ctx, Request("POST", "/ai/extend", body, timeout_s=timeout_s))
 
 
 def complete(

@@ -32,12 +32,6 @@ class ClientSettings:
     ttl: int | None = None
     agent_id: str | None = None
 
-    @property
-    def origin(self) -> str:
-        """The server without its path: where /health and /ready are."""
-        parts = urlsplit(self.base_url)
-        return f"{parts.scheme}://{parts.netloc}"
-
 
 def resolve(
     api_key: str | None,

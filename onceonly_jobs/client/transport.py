@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -62,14 +63,16 @@ class Connections:
         self._async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient]
         self._async = weakref.WeakKeyDictionary()
 
+    def _options(self) -> dict[str, Any]:
+        headers = {"User-Agent": self._settings.user_agent}
+        return {"timeout": self._settings.timeout, "headers": headers, "limits": LIMITS, "verify": _tls()}
+
     def sync(self) -> httpx.Client:
         if self._given_sync is not None:
             return self._given_sync
         with self._lock:
             if self._sync is None:
-                self._sync = httpx.Client(
-                    timeout=self._settings.timeout, transport=self._transport, limits=LIMITS, verify=_tls()
-                )
+                self._sync = httpx.Client(transport=self._transport, **self._options())
             return self._sync
 
     def of_loop(self) -> httpx.AsyncClient:
@@ -80,12 +83,8 @@ class Connections:
         with self._lock:
             client = self._async.get(loop)
             if client is None:
-                client = self._async[loop] = httpx.AsyncClient(
-                    timeout=self._settings.timeout,
-                    transport=self._async_transport,
-                    limits=LIMITS,
-                    verify=_tls(),
-                )
+                client = httpx.AsyncClient(transport=self._async_transport, **self._options())
+                self._async[loop] = client
             return client
 
     def close(self) -> None:
@@ -177,20 +176,32 @@ class Driver:
 def _prepared(
     settings: ClientSettings, client: httpx.Client | httpx.AsyncClient, request: Request
 ) -> httpx.Request:
-    """A given client's own base URL and Authorization header are left as they are."""
-    base = settings.base_url
-    if client.base_url.host:
-        base = str(client.base_url).rstrip("/")
-    if request.at_origin:
-        base = settings.origin
-    headers = {"User-Agent": settings.user_agent, **request.headers}
+    """A given client's own base URL, headers and time-outs are left as they are."""
+    base = str(client.base_url).rstrip("/") if client.base_url.host else settings.base_url
+    headers = dict(request.headers)
     if settings.api_key and "Authorization" not in client.headers:
         headers["Authorization"] = f"Bearer {settings.api_key}"
     return client.build_request(
         request.method,
-        base + request.path,
+        (_origin(base) if request.at_origin else base) + request.path,
         json=request.json,
         params=request.params,
         headers=headers,
-        timeout=httpx.Timeout(settings.timeout, read=settings.timeout + request.hold_s),
+        timeout=_timeout(client.timeout, request),
     )
+
+
+def _origin(base_url: str) -> str:
+    """The server without its path: where /ready is."""
+    parts = urlsplit(base_url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _timeout(usual: httpx.Timeout, request: Request) -> httpx.Timeout:
+    read, cap = usual.read, request.timeout_s
+    if read is not None:
+        read += request.hold_s
+    spans = {"connect": usual.connect, "read": read, "write": usual.write, "pool": usual.pool}
+    if cap is not None:
+        spans = {name: cap if span is None else min(span, cap) for name, span in spans.items()}
+    return httpx.Timeout(**spans)

@@ -33,7 +33,7 @@ T = TypeVar("T")
 Json: TypeAlias = dict[str, Any]
 logger = logging.getLogger("onceonly_jobs.client")
 
-RETRY_STATUS = frozenset({429, 500, 502, 503, 504})
+FAILED_STATUS = frozenset({500, 502, 503, 504})
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 """After one of these the server has nothing of the request."""
 HOPELESS = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
@@ -50,6 +50,8 @@ class Request:
     headers: dict[str, str] = field(default_factory=dict)
     hold_s: float = 0.0
     """How long the server may hold the answer back on purpose."""
+    timeout_s: float | None = None
+    """Where it may take less time than the client's requests usually may."""
     repeatable: bool = True
     """False where a repeat of a request that took effect would take effect again."""
     at_origin: bool = False
@@ -96,66 +98,58 @@ def segment(name: str) -> str:
     return quote(name, safe="") if name.strip(".") else name.replace(".", "%2E")
 
 
+Outcome: TypeAlias = httpx.Response | httpx.TransportError
+
+
 def exchange(
     ctx: Context, request: Request, *, give_up_at: float | None = None, persist: bool = False
 ) -> Flow[httpx.Response]:
     """The answer to a request, repeated after failures that a repeat may mend.
 
-    give_up_at: no repeat begins after it. persist: repeat until then, however often.
+    give_up_at: no repeat begins after it, but for a 429. persist: repeat until then, however often.
     The answer's extension `unsure` tells that an earlier attempt may have taken effect without being answered.
     Raises Unreachable.
     """
     attempt, unsure = 0, False
     while True:
-        response: httpx.Response | None = None
-        failure: httpx.TransportError | None = None
-        try:
-            response = yield Send(request)
-        except httpx.TransportError as error:
-            failure = error
-        if response is not None and response.status_code not in RETRY_STATUS:
-            response.extensions["unsure"] = unsure
-            return response
-        delay = _delay(ctx, attempt, response)
-        late = give_up_at is not None and ctx.clock() + delay >= give_up_at
-        spent = attempt >= ctx.settings.retries and not (persist and give_up_at is not None)
-        too_long = delay > ctx.settings.longest_retry_after and not persist
-        if late or spent or too_long or not _may_repeat(request, response, failure):
-            if response is not None:
-                response.extensions["unsure"] = unsure
-                return response
-            assert failure is not None  # noqa: S101
-            raise _unreachable(request, failure) from failure
-        unsure = unsure or (
-            not isinstance(failure, NOT_SENT) and (response is None or response.status_code != 429)
-        )
+        outcome = yield from _attempt(request)
+        delay = _delay(ctx, attempt, outcome)
+        patient = persist or (attempt < ctx.settings.retries and delay <= ctx.settings.longest_retry_after)
+        late = give_up_at is not None and ctx.clock() + delay >= give_up_at and not _refused_for_now(outcome)
+        if late or not patient or not _mendable(request, outcome):
+            break
+        unsure = unsure or not (_refused_for_now(outcome) or isinstance(outcome, NOT_SENT))
         attempt += 1
-        logger.info(
-            "%s %s: repeat %d in %.2f s after %s",
-            request.method,
-            request.path,
-            attempt,
-            delay,
-            _why(response, failure),
-        )
+        logger.info("%s %s: repeat in %.2f s after %r", request.method, request.path, delay, outcome)
         yield Pause(delay)
+    if isinstance(outcome, httpx.TransportError):
+        raise _unreachable(request, outcome) from outcome
+    outcome.extensions["unsure"] = unsure
+    return outcome
 
 
-def _delay(ctx: Context, attempt: int, response: httpx.Response | None) -> float:
-    asked = None if response is None else retry_after(response)
+def _attempt(request: Request) -> Flow[Outcome]:
+    try:
+        response: httpx.Response = yield Send(request)
+    except httpx.TransportError as failure:
+        return failure
+    return response
+
+
+def _delay(ctx: Context, attempt: int, outcome: Outcome) -> float:
+    asked = retry_after(outcome) if isinstance(outcome, httpx.Response) else None
     return ctx.backoff_s(attempt) if asked is None else asked
 
 
-def _may_repeat(
-    request: Request, response: httpx.Response | None, failure: httpx.TransportError | None
-) -> bool:
-    if failure is not None:
-        return isinstance(failure, NOT_SENT) or (request.repeatable and not isinstance(failure, HOPELESS))
-    return request.repeatable or (response is not None and response.status_code == 429)
+def _refused_for_now(outcome: Outcome) -> bool:
+    return isinstance(outcome, httpx.Response) and outcome.status_code == 429
 
 
-def _why(response: httpx.Response | None, failure: httpx.TransportError | None) -> str:
-    return repr(failure) if response is None else f"HTTP {response.status_code}"
+def _mendable(request: Request, outcome: Outcome) -> bool:
+    """Whether a repeat may help, and can do no harm."""
+    if isinstance(outcome, httpx.TransportError):
+        return isinstance(outcome, NOT_SENT) or (request.repeatable and not isinstance(outcome, HOPELESS))
+    return _refused_for_now(outcome) or (request.repeatable and outcome.status_code in FAILED_STATUS)
 
 
 def _unreachable(request: Request, failure: httpx.TransportError) -> Unreachable:

@@ -45,7 +45,8 @@ WITH won AS (
     SELECT 'locked' AS status, ttl_s, first_seen_at FROM won
     UNION ALL
     SELECT CASE WHEN fingerprint <> CAST(:fingerprint AS text) THEN 'mismatch'
-                WHEN request_id = CAST(:request_id AS text) AND starts_with(request_id, '{CALL_ID_PREFIX}') THEN 'locked'
+                WHEN request_id = CAST(:request_id AS text) AND starts_with(request_id, '{CALL_ID_PREFIX}')
+                THEN 'locked'
                 ELSE 'duplicate' END,
            ttl_s, first_seen_at
     FROM locks
