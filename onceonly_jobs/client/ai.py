@@ -74,9 +74,10 @@ class AiClient:
 
         Raises ValueError unless it is exactly one of the two.
         """
-        return self._driver.run(
+        answer: AiRun | AiToolResult = self._driver.run(
             self._run(key, ttl, metadata, agent_id, tool, args, spend_usd, run_id, fingerprint, timeout)
         )
+        return answer
 
     @overload
     async def run_async(
@@ -118,9 +119,10 @@ class AiClient:
         fingerprint: str | None = None,
         timeout: float = 60.0,  # noqa: ASYNC109
     ) -> AiRun | AiToolResult:
-        return await self._driver.arun(
+        answer: AiRun | AiToolResult = await self._driver.arun(
             self._run(key, ttl, metadata, agent_id, tool, args, spend_usd, run_id, fingerprint, timeout)
         )
+        return answer
 
     def _run(
         self,
