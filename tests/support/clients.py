@@ -157,9 +157,10 @@ class Sdk(Methods):
     def __init__(self, client: Any, face: Face, pool: ThreadPoolExecutor, calls: Calls) -> None:
         super().__init__(client, face.mode, pool)
         self.client = client
-        self.lib = face.library
+        self.lib, self.mode = face.library, face.mode
         self.calls = calls
         self.ai = (AiMethods if self.lib.published else Methods)(client.ai, face.mode, pool)
+        self.gov = Methods(client.gov, face.mode, pool)
 
     def native(self, function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
         """A coroutine function as users of this face would write it: as it is, or as a plain function."""
