@@ -187,9 +187,7 @@ async def test_running_function_is_told_that_its_lease_is_lost(sdk: Sdk, time: C
         return {"by": "zombie"}
 
     with pytest.raises(LeaseLost) as caught:
-        await sdk.ai.run_fn(
-            key, work, ttl=60, extend_every=0.05, on_lost=lambda lease: seen.append(lease.key)
-        )
+        await sdk.ai.run_fn(key, work, ttl=60, extend_every=0.05)
     assert (caught.value.status_code, caught.value.detail["reason"]) == (409, "not_owner")
     assert seen == ["told" if sdk.mode == "sync" else "cancelled"]
     assert "/ai/fail" not in sdk.calls.asked
