@@ -13,6 +13,10 @@ from onceonly_jobs.domain.plans import Kind
 from onceonly_jobs.store.statement import Statement, one_or_none
 from onceonly_jobs.store.usage import counting, slot
 
+CALL_ID_PREFIX = "call_"
+"""A request id that begins so is one call's own, however often it is sent: the winner's repeat wins again. Any other
+may be a trace's, which several calls share."""
+
 
 @dataclass(frozen=True, slots=True)
 class LockAnswer:
@@ -40,7 +44,10 @@ WITH won AS (
 ), answer AS (
     SELECT 'locked' AS status, ttl_s, first_seen_at FROM won
     UNION ALL
-    SELECT CASE WHEN fingerprint <> CAST(:fingerprint AS text) THEN 'mismatch' ELSE 'duplicate' END,
+    SELECT CASE WHEN fingerprint <> CAST(:fingerprint AS text) THEN 'mismatch'
+                WHEN request_id = CAST(:request_id AS text) AND starts_with(request_id, '{CALL_ID_PREFIX}')
+                THEN 'locked'
+                ELSE 'duplicate' END,
            ttl_s, first_seen_at
     FROM locks
     WHERE tenant_id = :tenant_id AND key = :key AND locked_until_at > onceonly_now()

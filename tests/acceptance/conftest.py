@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from functools import partial
 
 import pytest
-from support.clients import FACES, Face, Sdk, connected, unique
+from support.clients import OUR_FACES, PUBLISHED_FACES, Face, Sdk, connected, unique
 from support.sdk_tenants import NewTenant, Tenant, make_tenant
 from support.worker_fixtures import (  # noqa: F401
     beat,
@@ -62,15 +62,15 @@ def key(request: pytest.FixtureRequest) -> str:
     return unique(request.node.originalname.removeprefix("test_")[:100])
 
 
-@pytest.fixture(params=FACES)
+@pytest.fixture(params=[*PUBLISHED_FACES, *OUR_FACES], ids=str)
 def face(request: pytest.FixtureRequest) -> Face:
-    """The SDK's sync methods, then its async ones."""
+    """The published SDK's sync methods, then its async ones; then our client's."""
     chosen: Face = request.param
     return chosen
 
 
 @pytest.fixture
 async def sdk(system: LocalSystem, tenant: Tenant, face: Face) -> AsyncIterator[Sdk]:
-    """The SDK as a tenant of its own."""
+    """A client as a tenant of its own."""
     async with connected(system.base_url, tenant.api_key, face) as client:
         yield client

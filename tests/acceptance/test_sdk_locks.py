@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 import pytest
-from onceonly import CheckLockResult, idempotent
+from langchain_core.tools import tool
 from pydantic import BaseModel
 from support.clients import Face, Sdk, connected
 from support.sdk_parts import api
@@ -38,7 +38,7 @@ def test_the_sdk_is_the_published_one() -> None:
 
 async def test_first_call_locks_and_the_next_is_a_duplicate(sdk: Sdk, key: str) -> None:
     first = await sdk.check_lock(key, ttl=60)
-    assert isinstance(first, CheckLockResult)
+    assert isinstance(first, sdk.lib.CheckLockResult)
     assert (first.locked, first.duplicate, first.key, first.ttl) == (True, False, key, 60)
     assert first.first_seen_at is None
     assert first.status_code == 200
@@ -118,7 +118,7 @@ async def test_decorated_function_runs_once_per_arguments(sdk: Sdk, key: str) ->
     ran = []
 
     @sdk.awaited
-    @idempotent(sdk.client, key_prefix=key, ttl=60, return_value_on_duplicate="skipped")
+    @sdk.lib.idempotent(sdk.client, key_prefix=key, ttl=60, return_value_on_duplicate="skipped")
     @sdk.native
     async def charge(order: int, *, currency: str = "EUR") -> str:
         ran.append((order, currency))
@@ -133,7 +133,7 @@ async def test_decorated_function_runs_once_per_arguments(sdk: Sdk, key: str) ->
 
 async def test_decorated_function_has_its_own_key_and_duplicate_handler(sdk: Sdk, key: str) -> None:
     @sdk.awaited
-    @idempotent(
+    @sdk.lib.idempotent(
         sdk.client,
         key_prefix=key,
         ttl=60,
@@ -155,7 +155,7 @@ async def _seen_before(order: Order) -> str:
 
 async def test_decorated_function_tells_models_apart_by_value(sdk: Sdk, key: str) -> None:
     @sdk.awaited
-    @idempotent(sdk.client, key_prefix=key, ttl=60)
+    @sdk.lib.idempotent(sdk.client, key_prefix=key, ttl=60)
     @sdk.native
     async def ship(order: Order, item: Item) -> str:
         return f"shipped {order.id} {item.sku}"
@@ -170,7 +170,7 @@ async def test_one_of_16_concurrent_decorated_calls_runs(sdk: Sdk, key: str) -> 
     ran = []
 
     @sdk.awaited
-    @idempotent(sdk.client, key_prefix=key)
+    @sdk.lib.idempotent(sdk.client, key_prefix=key)
     @sdk.native
     async def send(to: str) -> str:
         ran.append(to)
@@ -181,23 +181,19 @@ async def test_one_of_16_concurrent_decorated_calls_runs(sdk: Sdk, key: str) -> 
     assert sorted(map(str, results)) == ["None"] * 15 + ["sent"]
 
 
-if importlib.util.find_spec("langchain_core") is not None:
-    # The SDK's own wrapper, tested where LangChain happens to be installed; it is no dependency of ours.
-    async def test_langchain_tool_runs_once_per_input(sdk: Sdk, face: Face, key: str) -> None:
-        from langchain_core.tools import tool
-        from onceonly.integrations.langchain import make_idempotent_tool
+async def test_langchain_tool_runs_once_per_input(sdk: Sdk, face: Face, key: str) -> None:
+    make_idempotent_tool = sdk.lib.module(".integrations.langchain").make_idempotent_tool
+    ran = []
 
-        ran = []
+    @tool
+    def refund(order: int) -> str:
+        """Refund an order."""
+        ran.append(order)
+        return f"refunded {order}"
 
-        @tool
-        def refund(order: int) -> str:
-            """Refund an order."""
-            ran.append(order)
-            return f"refunded {order}"
-
-        once = make_idempotent_tool(refund, client=sdk.client, key_prefix=key)
-        call = once.ainvoke if face == "async" else sdk.in_thread(once.invoke)
-        assert await call({"order": 1}) == "refunded 1"
-        assert "skipped" in await call({"order": 1})
-        assert await call({"order": 2}) == "refunded 2"
-        assert ran == [1, 2]
+    once = make_idempotent_tool(refund, client=sdk.client, key_prefix=key)
+    call = once.ainvoke if face.mode == "async" else sdk.in_thread(once.invoke)
+    assert await call({"order": 1}) == "refunded 1"
+    assert "skipped" in await call({"order": 1})
+    assert await call({"order": 2}) == "refunded 2"
+    assert ran == [1, 2]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from onceonly import ApiError
-from support.clients import Face, Sdk, connected
+from support.clients import OUR_FACES, PUBLISHED_FACES, Face, Sdk, connected, until
 from support.sdk_tenants import make_tenant
 
+from onceonly_jobs.client import current_lease
+from onceonly_jobs.client.exceptions import LeaseLost
 from onceonly_jobs.config import sqlalchemy_url
 from onceonly_jobs.local.subprocess_system import LocalSystem
 from onceonly_jobs.store.database import Database
@@ -81,7 +83,7 @@ async def test_expired_lease_is_taken_over_and_the_zombie_refused(sdk: Sdk, time
     assert taker["first_seen_at"] == zombie["first_seen_at"]
 
     for method, options in REFUSALS:
-        with pytest.raises(ApiError) as caught:
+        with pytest.raises(sdk.lib.ApiError) as caught:
             await getattr(sdk.ai, method)(key, zombie["lease_id"], **options)
         assert caught.value.status_code == 409, method
         assert caught.value.detail["error"] == "lease_conflict"
@@ -91,7 +93,7 @@ async def test_expired_lease_is_taken_over_and_the_zombie_refused(sdk: Sdk, time
 
     await sdk.ai.complete(key, taker["lease_id"], result={"by": "taker"})
     for method, options in REFUSALS:
-        with pytest.raises(ApiError) as caught:
+        with pytest.raises(sdk.lib.ApiError) as caught:
             await getattr(sdk.ai, method)(key, zombie["lease_id"], **options)
         assert (caught.value.status_code, caught.value.detail["reason"]) == (409, "not_owner")
     assert (await sdk.ai.result(key)).result == {"by": "taker"}
@@ -139,6 +141,7 @@ async def _one() -> dict[str, int]:
     return {"n": 1}
 
 
+@pytest.mark.parametrize("face", PUBLISHED_FACES, ids=str)
 async def test_run_fn_that_lost_its_lease_is_told_so(sdk: Sdk, time: Clock, key: str) -> None:
     """Its result is not stored, and the fail that the SDK then sends changes nothing either."""
 
@@ -152,7 +155,7 @@ async def test_run_fn_that_lost_its_lease_is_told_so(sdk: Sdk, time: Clock, key:
         await sdk.ai.complete(key, taker["lease_id"], result={"by": "taker"})
         return {"by": "zombie"}
 
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(sdk.lib.ApiError) as caught:
         await sdk.ai.run_fn(key, work, ttl=60)
     assert (caught.value.status_code, caught.value.detail["reason"]) == (409, "not_owner")
     assert [call for call in sdk.calls if call[1] in ("/ai/complete", "/ai/fail")] == [
@@ -161,6 +164,53 @@ async def test_run_fn_that_lost_its_lease_is_told_so(sdk: Sdk, time: Clock, key:
         ("POST", "/ai/fail", 409),
     ]
     assert (await sdk.ai.result(key)).result == {"by": "taker"}
+
+
+@pytest.mark.parametrize("face", OUR_FACES, ids=str)
+async def test_running_function_is_told_that_its_lease_is_lost(sdk: Sdk, time: Clock, key: str) -> None:
+    """The next heartbeat notices: a function that looks sees it, a coroutine is cancelled."""
+    seen = []
+
+    @sdk.native
+    async def work() -> dict[str, str]:
+        while (await sdk.ai.lease(key, ttl=60))["status"] != "acquired":
+            time.advance(61)  # unless a heartbeat came in between
+        lease = current_lease()
+        assert lease is not None
+        try:
+            await until(lambda: _true(lease.lost), "the heartbeat notices")
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+        seen.append("told")
+        return {"by": "zombie"}
+
+    with pytest.raises(LeaseLost) as caught:
+        await sdk.ai.run_fn(key, work, ttl=60, extend_every=0.05)
+    assert (caught.value.status_code, caught.value.detail["reason"]) == (409, "not_owner")
+    assert seen == ["told" if sdk.mode == "sync" else "cancelled"]
+    assert "/ai/fail" not in sdk.calls.asked
+    assert (await sdk.ai.status(key)).status == "in_progress", "the taker's"
+
+
+async def _true(value: bool) -> bool:
+    return value
+
+
+@pytest.mark.parametrize("face", OUR_FACES, ids=str)
+async def test_result_of_a_lost_lease_is_refused(sdk: Sdk, time: Clock, key: str) -> None:
+    """Even where no heartbeat came to notice it."""
+
+    @sdk.native
+    async def work() -> dict[str, str]:
+        time.advance(61)
+        assert (await sdk.ai.lease(key, ttl=60))["status"] == "acquired"
+        return {"by": "zombie"}
+
+    with pytest.raises(LeaseLost):
+        await sdk.ai.run_fn(key, work, ttl=60)
+    assert sdk.calls.asked[-1] == "/ai/complete"
+    assert (await sdk.ai.status(key)).status == "in_progress"
 
 
 @pytest.mark.parametrize("outcome", ["completed", "failed"])
@@ -174,7 +224,7 @@ async def test_outcome_is_kept_for_seven_days(sdk: Sdk, time: Clock, key: str, o
     assert (await sdk.ai.lease(key, ttl=60))["status"] == outcome
     assert (await sdk.ai.result(key)).status == outcome
     time.advance(7200)
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(sdk.lib.ApiError) as caught:
         await sdk.ai.result(key)
     assert caught.value.status_code == 404
     again = await sdk.ai.lease(key, ttl=60)

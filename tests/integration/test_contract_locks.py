@@ -188,3 +188,25 @@ def test_the_feed_shows_duplicates_and_not_locks(api: Api) -> None:
         "k",
         "duplicate",
     )
+
+
+def repeat_with(api: Api, request_id: str) -> list[str]:
+    """How two calls with one key and one request id are answered."""
+    sent = {"json": {"key": "k", "ttl": 60}, "headers": {"X-Request-Id": request_id}}
+    return [api.request("POST", "/check-lock", **sent).json()["status"] for _ in range(2)]
+
+
+def test_the_winners_own_repeat_wins_again_and_is_no_usage(api: Api) -> None:
+    """Its first answer may have been lost: told `duplicate`, it would do nothing, and nobody else would."""
+    assert repeat_with(api, "call_7f3a") == ["locked", "locked"]
+    assert api.post("/check-lock", key="k").json()["status"] == "duplicate"
+    headers = {"X-Request-Id": "call_other"}
+    assert (
+        api.request("POST", "/check-lock", json={"key": "k"}, headers=headers).json()["status"] == "duplicate"
+    )
+    assert api.usage("make")["usage"] == 2
+
+
+def test_a_shared_request_id_is_no_repeat(api: Api) -> None:
+    """A trace's id is sent along by several calls, and by a webhook's redelivery: only one of them may act."""
+    assert repeat_with(api, "trace-7f3a") == ["locked", "duplicate"]

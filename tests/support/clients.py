@@ -1,29 +1,77 @@
-"""The published SDK under one face: a scenario is written once, and runs over its sync and its async methods."""
+"""Both client libraries under one face: a scenario is written once, and runs over the sync and the async methods
+of the published SDK, and of our client, which differs by its import."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import importlib
 import inspect
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import httpx
-from onceonly import OnceOnly
 
-Face = Literal["sync", "async"]
-FACES: tuple[Face, ...] = ("sync", "async")
+Mode = Literal["sync", "async"]
+
+
+@dataclass(frozen=True)
+class Library:
+    """A client library by the name that a user imports."""
+
+    package: str
+
+    def module(self, name: str = "") -> Any:
+        return importlib.import_module(f"{self.package}{name}")
+
+    def __getattr__(self, name: str) -> Any:
+        """A public name of it, wherever a user of the SDK imports it from."""
+        for home in ("", ".exceptions", ".ai_models"):
+            found = getattr(self.module(home), name, None)
+            if found is not None:
+                return found
+        raise AttributeError(name)
+
+    @property
+    def published(self) -> bool:
+        return self.package == "onceonly"
+
+
+PUBLISHED, OURS = Library("onceonly"), Library("onceonly_jobs")
+
+
+@dataclass(frozen=True)
+class Face:
+    """Which methods of which library are under test."""
+
+    mode: Mode
+    library: Library = PUBLISHED
+
+    def __str__(self) -> str:
+        return f"{self.library.package}-{self.mode}"
+
+
+PUBLISHED_FACES = (Face("sync"), Face("async"))
+OUR_FACES = (Face("sync", OURS), Face("async", OURS))
 
 THREADS = 40
 PATIENCE_S = 30.0
 
 
 class Calls(list[tuple[str, str, int]]):
-    """The HTTP calls a client made, in order: method, path below /v1, status."""
+    """The HTTP calls a client made, in order of their answers: method, path below /v1, status."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        """The paths in the order of their requests."""
+
+    def ask(self, request: httpx.Request) -> None:
+        self.asked.append(request.url.path.removeprefix("/v1"))
 
     def record(self, request: httpx.Request, response: httpx.Response) -> None:
         path = request.url.path.removeprefix("/v1")
@@ -40,6 +88,7 @@ class _Recording(httpx.HTTPTransport):
         self._calls = calls
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self._calls.ask(request)
         response = super().handle_request(request)
         self._calls.record(request, response)
         return response
@@ -51,6 +100,7 @@ class _AsyncRecording(httpx.AsyncHTTPTransport):
         self._calls = calls
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self._calls.ask(request)
         response = await super().handle_async_request(request)
         self._calls.record(request, response)
         return response
@@ -59,7 +109,7 @@ class _AsyncRecording(httpx.AsyncHTTPTransport):
 class Methods:
     """An object's methods by one name each: `method` in a thread, or `method_async`. Both are awaited."""
 
-    def __init__(self, target: Any, face: Face, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, target: Any, face: Mode, pool: ThreadPoolExecutor) -> None:
         self._target, self._face, self._pool = target, face, pool
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
@@ -79,7 +129,7 @@ class Methods:
 
 
 class AiMethods(Methods):
-    """`OnceOnly.ai`, awaited."""
+    """`OnceOnly.ai` of the published SDK, awaited."""
 
     async def run_fn(self, key: str, fn: Callable[[], Any], **options: Any) -> Any:
         return await self.outlasting(super().__getattr__("run_fn")(key, fn, **options), key)
@@ -102,14 +152,15 @@ class AiMethods(Methods):
 
 
 class Sdk(Methods):
-    """An `onceonly.OnceOnly` whose methods are awaited, whichever face is under test."""
+    """A library's OnceOnly whose methods are awaited, whichever face is under test."""
 
-    def __init__(self, client: OnceOnly, face: Face, pool: ThreadPoolExecutor, calls: Calls) -> None:
-        super().__init__(client, face, pool)
+    def __init__(self, client: Any, face: Face, pool: ThreadPoolExecutor, calls: Calls) -> None:
+        super().__init__(client, face.mode, pool)
         self.client = client
+        self.lib, self.mode = face.library, face.mode
         self.calls = calls
-        self.ai = AiMethods(client.ai, face, pool)
-        self.gov = Methods(client.gov, face, pool)
+        self.ai = (AiMethods if self.lib.published else Methods)(client.ai, face.mode, pool)
+        self.gov = Methods(client.gov, face.mode, pool)
 
     def native(self, function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
         """A coroutine function as users of this face would write it: as it is, or as a plain function."""
@@ -132,6 +183,8 @@ class Sdk(Methods):
     ) -> Callable[..., Awaitable[Any]]:
         """The same for @idempotent_ai, with the key it uses for its arguments."""
         call = self.awaited(function)
+        if not isinstance(self.ai, AiMethods):
+            return call
         return lambda *args: self.ai.outlasting(call(*args), key(*args))
 
 
@@ -141,16 +194,17 @@ async def _awaited(awaitable: Awaitable[Any]) -> Any:
 
 @asynccontextmanager
 async def connected(base_url: str, api_key: str, face: Face, **options: Any) -> AsyncIterator[Sdk]:
-    """An SDK client. It does not fail open, so that a server that can't answer is never taken for a lock."""
+    """A client. It does not fail open, so that a server that can't answer is never taken for a lock, nor retry."""
     calls = Calls()
     options = {
         "fail_open": False,
         "transport": _Recording(calls),
         "async_transport": _AsyncRecording(calls),
+        "max_retries_429": 0,
         **options,
     }
     with ThreadPoolExecutor(THREADS) as pool:
-        client = OnceOnly(api_key, base_url, **options)
+        client = face.library.OnceOnly(api_key, base_url, **options)
         try:
             yield Sdk(client, face, pool, calls)
         finally:
