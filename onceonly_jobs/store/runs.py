@@ -16,6 +16,7 @@ from onceonly_jobs.store.governance import REASON, RESERVE, VERDICT
 from onceonly_jobs.store.rows import RETAINED, RUN_COLUMNS, to_run
 from onceonly_jobs.store.statement import Statement, one_or_none
 from onceonly_jobs.store.usage import MONTH_USAGE, counting, slot
+from onceonly_jobs.tracing import traceparent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,8 @@ _FRESH = "r.state IN ('completed', 'failed')"
 
 _COLUMNS = """tenant_id, key, owner, state, fencing_token, run_id, agent_id, fingerprint, metadata, lease_id,
     lease_ttl_s, lease_until_at, job, tool, queue, max_attempts, due_at, publish_at, first_seen_at, started_at,
-    decision_id, reserved_micro_usd, reserved_at, error_code, error_message, done_at, retain_until_at"""
+    decision_id, reserved_micro_usd, reserved_at, error_code, error_message, done_at, retain_until_at,
+    traceparent"""
 
 _REPLACED = ", ".join(
     f"{name} = excluded.{name}"
@@ -114,7 +116,8 @@ WITH verdict AS MATERIALIZED ({verdict}
         CASE WHEN NOT {allowed} THEN 'policy_blocked' END, CASE WHEN NOT {allowed} THEN v.code END,
         CASE WHEN NOT {allowed} THEN onceonly_now() END,
         CASE WHEN NOT {allowed} THEN
-            onceonly_now() + make_interval(secs => CAST(:retention_s AS integer)) END
+            onceonly_now() + make_interval(secs => CAST(:retention_s AS integer)) END,
+        CAST(:traceparent AS text)
     FROM verdict v
     ON CONFLICT (tenant_id, key) DO UPDATE SET
         {_REPLACED}, {_CLEARED}, attempt = 0, publications = 0, dead_lettered = false, repeatable = false,
@@ -200,6 +203,7 @@ def take(taking: Taking) -> Statement[Taken | None]:
         "kind": Kind.AI.value,
         "slot": slot(),
         "retention_s": taking.retention_s,
+        "traceparent": traceparent(),
     }
     if taking.governed:
         params["spend_micro_usd"] = taking.spend_micro_usd
