@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import Depends, FastAPI
+from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPBearer
 
+from onceonly_jobs import metrics, tracing
 from onceonly_jobs.api.edge import CommonHeaders
+from onceonly_jobs.api.observed import Observed
 from onceonly_jobs.api.problems import install
 from onceonly_jobs.api.routes import account, ai, events, governance, health, locks, tools, unknown
 from onceonly_jobs.api.state import State
@@ -33,12 +37,14 @@ SHOWN_SCHEME = HTTPBearer(auto_error=False, description="An API key, `once_live_
 def create_app(settings: Settings) -> FastAPI:
     """The application over these settings. Raises ConfigError where they can't be served with."""
     state = State.of(settings)
+    metrics.BUILD.labels(version("onceonly-jobs")).set(1)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await state.hints.start()
         yield
         await state.aclose()
+        await run_in_threadpool(tracing.flush)
 
     app = FastAPI(
         title="OnceOnly Jobs",
@@ -49,6 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.onceonly = state
     install(app)
+    app.add_middleware(Observed, access_level=logging.INFO if settings.access_log else logging.DEBUG)
     app.add_middleware(CommonHeaders)
     app.include_router(health.router)
     for router in (
@@ -69,5 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
 def app_from_env() -> FastAPI:
     """The application over the environment's settings, for `uvicorn --factory`."""
     settings = Settings.load()
-    configure_logging(settings.log_level, "api")
+    configure_logging(settings.log_level, "api", settings.log_format, settings.secrets)
+    if settings.otel:
+        tracing.start("api")
     return create_app(settings)

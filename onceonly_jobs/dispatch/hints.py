@@ -17,6 +17,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from onceonly_jobs import metrics
 from onceonly_jobs.config import Settings
 from onceonly_jobs.dispatch.celeryconf import redis_py_url
 
@@ -58,7 +59,9 @@ class HintSender:
             return
         try:
             self._connected(self._url).publish(CHANNEL, encode(tenant_id, key))
+            metrics.HINTS.labels("sent").inc()
         except (redis.RedisError, OSError) as error:
+            metrics.HINTS.labels("failed").inc()
             logger.debug("hint not sent: %s", error)
 
     def _connected(self, url: str) -> redis.Redis:
@@ -121,7 +124,9 @@ class HintListener:
             return
         try:
             await self._client.publish(CHANNEL, encode(tenant_id, key))
+            metrics.HINTS.labels("sent").inc()
         except (redis.RedisError, OSError) as error:
+            metrics.HINTS.labels("failed").inc()
             self._wake((tenant_id, key))
             logger.debug("hint not sent: %s", error)
 
@@ -142,6 +147,7 @@ class HintListener:
                 await self._listen(url)
             except (redis.RedisError, OSError) as error:
                 if self.connected.is_set():
+                    metrics.HINTS.labels("lost").inc()
                     logger.warning("hints are off, waiters re-read at their own pace: %s", error)
                     pause_s = 0.1
             finally:
@@ -173,4 +179,5 @@ class HintListener:
             self.connected.set()
             self._wake_all()
         elif message["type"] == "message" and (name := decode(message["data"])) is not None:
+            metrics.HINTS.labels("received").inc()
             self._wake(name)

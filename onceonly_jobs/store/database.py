@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from onceonly_jobs import metrics
 from onceonly_jobs.store.statement import Operation, is_autocommit, is_read_only
 
 P = ParamSpec("P")
@@ -95,6 +96,7 @@ class Database:
         self._forget_after_fork()
         if self._engine is None:
             self._engine = sa.create_engine(self._url, **self._options)
+            self._count_use(self._engine)
         return self._engine
 
     @property
@@ -102,7 +104,17 @@ class Database:
         self._forget_after_fork()
         if self._async_engine is None:
             self._async_engine = create_async_engine(self._url, **self._options)
+            self._count_use(self._async_engine.sync_engine)
         return self._async_engine
+
+    def _count_use(self, engine: sa.Engine) -> None:
+        in_use = metrics.DATABASE_CONNECTIONS.labels("in_use")
+        metrics.DATABASE_CONNECTIONS.labels("limit").inc(self._options["pool_size"])
+        sa.event.listen(engine, "checkout", lambda *_: in_use.inc())
+        sa.event.listen(engine, "checkin", lambda *_: in_use.dec())
+
+    def _forget_use(self) -> None:
+        metrics.DATABASE_CONNECTIONS.labels("limit").dec(self._options["pool_size"])
 
     def run(self, operation: Callable[P, Operation[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """The operation's value, in a transaction of its own. A deadlock starts it afresh."""
@@ -135,11 +147,13 @@ class Database:
     def close(self) -> None:
         if self._engine is not None and self._pid == os.getpid():
             self._engine.dispose()
+            self._forget_use()
         self._engine = None
 
     async def aclose(self) -> None:
         if self._async_engine is not None and self._pid == os.getpid():
             await self._async_engine.dispose()
+            self._forget_use()
         self._async_engine = None
         self.close()
 
