@@ -144,7 +144,7 @@ class Settings(BaseSettings):
     )
     flower_auth: str | None = Field(
         None,
-        pattern=r"^[^:\s]+:\S{8,}$",
+        pattern=r"^[^:,\s]+:[^,\s]{8,}$",
         description="`user:password` for Flower, needed where others can reach it; at least 8 characters of password.",
     )
 

@@ -23,6 +23,7 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
     values,
 )
@@ -32,6 +33,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client's own variable: the directory in which processes that belong together keep their figures."""
 
+disable_created_metrics()  # a second series for each first one, that nobody asks for
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 

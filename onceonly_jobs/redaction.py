@@ -10,6 +10,7 @@ LEAST = 6
 """Shorter values are no secrets, and would be found in innocent words."""
 
 _NAMES = r"[\w-]*(?:password|passwd|secret|secret_key|api[_-]?key|authorization)"
+_COLOUR = r"(?:\x1b\[[\d;]*m)*"
 _RULES = (
     # API keys of this system.
     (re.compile(r"once_live_[\w-]{4,}"), rf"once_live_{HIDDEN}"),
@@ -18,8 +19,11 @@ _RULES = (
     (re.compile(r"(\b[a-zA-Z][\w+.-]*://[^\s/:@\"']*:)[^\s\"'/?#]*@"), rf"\1{HIDDEN}@"),
     # 'password': '...', "secret": "...", also where the quotes are escaped, in JSON within JSON.
     (re.compile(rf"(?i)(\b{_NAMES}(\\*[\"'])\s*:\s*(\\*[\"'])).*?(?<!\\)\3"), rf"\1{HIDDEN}\3"),
-    (re.compile(rf"(?i)(\b{_NAMES}\s*=\s*)(?:\"[^\"]*\"|'[^']*'|[^\s,;&\"')]+)"), rf"\1{HIDDEN}"),
-    (re.compile(r"(?i)(\bauthorization\s*:\s*)(?!\*)[^\s\"',]+"), rf"\1{HIDDEN}"),
+    (
+        re.compile(rf"(?i)(\b{_NAMES}{_COLOUR}\s*=\s*{_COLOUR})(?:\"[^\"]*\"|'[^']*'|[^\s,;&\"')\x1b]+)"),
+        rf"\1{HIDDEN}",
+    ),
+    (re.compile(r"(?i)(\bauthorization\s*:\s*)(?:(?:bearer|basic)\s+)?[^\s\"',]+"), rf"\1{HIDDEN}"),
 )
 
 

@@ -14,6 +14,8 @@ from onceonly_jobs.tracing import traceparent
 
 Format = Literal["console", "json"]
 
+_BOUND = frozenset(("key", "run_id", "run", "job", "attempt"))
+
 _NOISY = {
     "alembic": logging.WARNING,
     "amqp": logging.WARNING,
@@ -25,7 +27,6 @@ _NOISY = {
     "httpx": logging.WARNING,
     "kombu": logging.WARNING,
     "urllib3": logging.WARNING,
-    "uvicorn.access": logging.WARNING,  # a line per request
 }
 
 
@@ -65,9 +66,12 @@ def configure_logging(
     root.setLevel(level)
     for name, least in _NOISY.items():
         logging.getLogger(name).setLevel(least if root.level > logging.DEBUG else logging.NOTSET)
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+    for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
+    logging.getLogger(
+        "uvicorn.access"
+    ).disabled = True  # our own line per request says more, and not the query
 
 
 def _plain(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -96,6 +100,14 @@ def _traced(logger: Any, method: str, event: structlog.typing.EventDict) -> stru
     return event
 
 
+def _without_repeats(
+    logger: Any, method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Drops what is bound in the context where a reader finds it in the message."""
+    said = str(event.get("event", ""))
+    return {name: value for name, value in event.items() if name not in _BOUND or str(value) not in said}
+
+
 def _timestamp(format: Format) -> structlog.typing.Processor:
     if format == "json":
         return structlog.processors.TimeStamper(fmt="iso", utc=True)
@@ -118,9 +130,10 @@ def _rendering(format: Format) -> list[structlog.typing.Processor]:
     if format == "json":
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
     return [
+        _without_repeats,
         structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(),
             pad_event_to=0,
             exception_formatter=structlog.dev.plain_traceback,  # the rich one shows local variables: secrets too
-        )
+        ),
     ]

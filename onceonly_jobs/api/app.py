@@ -52,6 +52,8 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
+        # Its spans and logs hold what requests hold; ours are in observed.py. Versions before 0.150 ignore it.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.onceonly = state
     install(app)

@@ -12,6 +12,7 @@ from typing import Any
 from billiard.exceptions import Terminated
 from celery import Celery, Task, signals
 from celery.exceptions import Retry as CeleryRetry
+from celery.utils.log import get_multiprocessing_logger
 from celery.utils.nodenames import default_nodename, gethostname
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -125,6 +126,7 @@ def _connect_signals(app: Celery, runtime: Runtime, jobs: Registry) -> None:
 
     def logging_set_up(loglevel: int | str | None = None, **_: Any) -> None:
         configure_logging(_level(settings, loglevel), component[0], settings.log_format, settings.secrets)
+        get_multiprocessing_logger().propagate = True  # its word on dead children, in our form
         logging.getLogger("celery.app.trace").setLevel(logging.WARNING)  # our own line per run says more
 
     def starting(sender: Any, **_: Any) -> None:

@@ -28,7 +28,9 @@ def show_figures(settings: Settings) -> None:
     """`/metrics` of a scheduler, where the settings ask for it: its own figures and those of the database."""
     if settings.scheduler_metrics_port:
         database = Database(settings.require_database_url(), pool_size=1)
-        metrics.REGISTRY.register(DatabaseFigures(database))
+        figures = DatabaseFigures(database)
+        figures.collect()  # what happens from here on is counted, whenever it is asked for
+        metrics.REGISTRY.register(figures)
         start_exporter(settings, settings.scheduler_metrics_port)
 
 
