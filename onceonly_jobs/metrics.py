@@ -1,7 +1,8 @@
 """What Prometheus is told: every metric's name, and how a process, or several that belong together, show theirs.
 
 Each metric has a label, so a process shows only what it has counted itself. Labels are of a deployment's own words
-(jobs, queues, routes) and of fixed ones: never of keys, tenants, agents or paths, of which there is no end.
+(jobs, queues, routes) and of fixed ones: never of keys, tenants, agents or paths, of which there is no end. A job's
+is `job_name`, since `job` is what Prometheus itself calls what it scrapes.
 """
 
 from __future__ import annotations
@@ -63,20 +64,20 @@ MESSAGES = Counter(
 START_DELAY = Histogram(
     "onceonly_start_delay_seconds",
     "Seconds from when an attempt was due until it was claimed",
-    ["job"],
+    ["job_name"],
     buckets=_DELAY_S,
     registry=REGISTRY,
 )
 ATTEMPTS = Counter(
     "onceonly_attempts",
     "Ended attempts: completed, failed, retried, cancelled, unknown, lost, handed_back",
-    ["job", "outcome"],
+    ["job_name", "outcome"],
     registry=REGISTRY,
 )
 ATTEMPT_SECONDS = Histogram(
     "onceonly_attempt_seconds",
     "Seconds from an attempt's claim to its end",
-    ["job"],
+    ["job_name"],
     buckets=_RUN_S,
     registry=REGISTRY,
 )

@@ -14,6 +14,9 @@ import typer
 if TYPE_CHECKING:
     from onceonly_jobs.local.devenv import Running
 
+COLUMNS = "name,kwargs,state,received,runtime,worker,uuid"
+"""Of Flower's list of tasks: its own choice lacks what they are about."""
+
 Host = Annotated[str, typer.Option(help="Address the API listens on.")]
 Port = Annotated[int, typer.Option(min=0, max=65_535, help="Port the API listens on; 0 is any free one.")]
 DataDir = Annotated[Path, typer.Option(help="Where the embedded servers keep their data.")]
@@ -112,7 +115,8 @@ def _flower_environment(auth: str | None, address: str, no_auth: bool) -> dict[s
             f"ONCEONLY_FLOWER_AUTH: not set, and others can reach Flower on {address}: "
             "set it to user:password, or give --no-auth"
         )
-    return {**os.environ, **({} if auth is None else {"FLOWER_BASIC_AUTH": auth})}
+    env = {"FLOWER_TASKS_COLUMNS": COLUMNS, **os.environ}
+    return env if auth is None else {**env, "FLOWER_BASIC_AUTH": auth}
 
 
 def _is_loopback(address: str) -> bool:

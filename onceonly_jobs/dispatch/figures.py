@@ -30,9 +30,10 @@ class DatabaseFigures(Collector):
     While the database is away there are no gauges: an old figure looks like a good one.
     """
 
-    def __init__(self, database: Database, pause_s: float = PAUSE_S) -> None:
+    def __init__(self, database: Database, pause_s: float = PAUSE_S, share: float = SHARE) -> None:
         self._database = database
         self._pause_s = pause_s
+        self._share = share
         self._lock = threading.Lock()
         self._next_at = 0.0
         self._latest: Figures | None = None
@@ -62,7 +63,7 @@ class DatabaseFigures(Collector):
         else:
             self._add(self._latest)
         took_s = time.monotonic() - started
-        self._next_at = time.monotonic() + max(self._pause_s, SHARE * took_s)
+        self._next_at = time.monotonic() + max(self._pause_s, self._share * took_s)
 
     def _add(self, latest: Figures) -> None:
         self._since = latest.read_until
@@ -77,13 +78,13 @@ class DatabaseFigures(Collector):
         ended = CounterMetricFamily(
             "onceonly_runs_ended",
             "Runs that ended: completed, failed, cancelled",
-            labels=["job", "outcome"],
+            labels=["job_name", "outcome"],
         )
         dead = CounterMetricFamily(
-            "onceonly_dead_letters", "Runs that used up their attempts", labels=["job"]
+            "onceonly_dead_letters", "Runs that used up their attempts", labels=["job_name"]
         )
         spend = CounterMetricFamily(
-            "onceonly_spend_micro_usd", "What ended runs were charged to their agents", labels=["job"]
+            "onceonly_spend_micro_usd", "What ended runs were charged to their agents", labels=["job_name"]
         )
         decisions = CounterMetricFamily(
             "onceonly_decisions", "Decisions on runs and tool calls", labels=["decision", "reason"]
@@ -106,7 +107,7 @@ def _standing(latest: Figures | None) -> list[Metric]:
     oldest = GaugeMetricFamily(
         "onceonly_queue_oldest_due_seconds", "For how long the oldest due run has been due", labels=["queue"]
     )
-    running = GaugeMetricFamily("onceonly_runs_in_progress", "Runs that workers hold", labels=["job"])
+    running = GaugeMetricFamily("onceonly_runs_in_progress", "Runs that workers hold", labels=["job_name"])
     lag = GaugeMetricFamily(
         "onceonly_relay_lag_seconds", "For how long the first run in line has waited to be published"
     )

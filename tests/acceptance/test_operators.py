@@ -200,7 +200,7 @@ def test_the_processes_of_an_api_show_their_sum(site: Site) -> None:
 
 def test_what_a_workers_children_counted_outlives_them(site: Site) -> None:
     def attempts(job: str) -> float:
-        return site.figure("worker", "onceonly_attempts_total", job=job, outcome="completed")
+        return site.figure("worker", "onceonly_attempts_total", job_name=job, outcome="completed")
 
     for number in range(4):
         site.system.enqueue("effect", f"before-{number}")
@@ -218,14 +218,14 @@ def test_what_a_workers_children_counted_outlives_them(site: Site) -> None:
         site.system.finished(f"after-{number}")
     site.system.until(lambda: attempts("effect") == counted + 4, "the new child counts too")
     assert site.figure("worker", "onceonly_database_connections", state="limit") <= limit
-    assert site.figure("worker", "onceonly_start_delay_seconds_count", job="effect") == counted + 4
+    assert site.figure("worker", "onceonly_start_delay_seconds_count", job_name="effect") == counted + 4
 
 
 def test_the_scheduler_shows_what_the_database_has(site: Site) -> None:
     site.system.enqueue("effect", "ended")
     site.system.finished("ended")
     site.system.until(
-        lambda: site.figure("beat", "onceonly_runs_ended_total", job="effect", outcome="completed"),
+        lambda: site.figure("beat", "onceonly_runs_ended_total", job_name="effect", outcome="completed"),
         "ended runs",
     )
     assert site.figure("beat", "onceonly_relay_ticks_total", outcome="ok") > 0

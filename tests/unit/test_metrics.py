@@ -51,7 +51,7 @@ def run(code: str, **env: str) -> str:
 def test_children_that_have_ended_still_count_but_hold_nothing() -> None:
     text = run(COUNTING)
     assert 'onceonly_messages_total{outcome="claimed"} 5.0' in text
-    assert 'onceonly_attempt_seconds_count{job="echo"} 2.0' in text
+    assert 'onceonly_attempt_seconds_count{job_name="echo"} 2.0' in text
     assert 'onceonly_database_connections{state="in_use"} 5.0' in text
 
 
