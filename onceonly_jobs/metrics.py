@@ -34,7 +34,8 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client's own variable: the directory in which processes that belong together keep their figures."""
 
-disable_created_metrics()  # a second series for each first one, that nobody asks for
+# The time of each series' creation would be a second one for each.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 
