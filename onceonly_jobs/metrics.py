@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import logging
 import os
 import re
 import shutil
@@ -36,6 +37,8 @@ SHARED = "PROMETHEUS_MULTIPROC_DIR"
 
 # The time of each series' creation would be a second one for each.
 disable_created_metrics()  # type: ignore[no-untyped-call]
+logger = logging.getLogger(__name__)
+
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 
@@ -141,6 +144,35 @@ BUILD = Gauge(
 )
 
 
+def count(metric: Counter | Gauge, *labels: str, by: float = 1) -> None:
+    """Add to a metric. Never raises, as the other two don't: a figure that can't be kept, its directory being gone or
+    full, is no reason to fail what was done."""
+    try:
+        metric.labels(*labels).inc(by)
+    except Exception as error:
+        _not_kept(error)
+
+
+def observe(metric: Histogram, *labels: str, seconds: float) -> None:
+    """Add an observation. Never raises."""
+    try:
+        metric.labels(*labels).observe(seconds)
+    except Exception as error:
+        _not_kept(error)
+
+
+def put(metric: Gauge, *labels: str, value: float) -> None:
+    """Set a gauge. Never raises."""
+    try:
+        metric.labels(*labels).set(value)
+    except Exception as error:
+        _not_kept(error)
+
+
+def _not_kept(error: Exception) -> None:
+    logger.debug("a figure was not kept: %s", error)
+
+
 def share_between_processes() -> Path | None:
     """Let this process and those that it will start add up what they count; before any of them counts.
 
@@ -228,7 +260,16 @@ def _handler(token: str | None) -> type[BaseHTTPRequestHandler]:
             elif token is not None and not permitted(self.headers.get("Authorization", ""), token):
                 self._answer(401, b"a Bearer token is needed\n")
             else:
-                self._answer(200, exposition(), CONTENT_TYPE)
+                self._show()
+
+        def _show(self) -> None:
+            try:
+                figures = exposition()
+            except Exception as error:  # the directory that processes share is gone, or is being written
+                logger.warning("figures not shown: %s", error)
+                self._answer(500, b"see the log\n")
+            else:
+                self._answer(200, figures, CONTENT_TYPE)
 
         def _answer(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
             self.send_response(status)

@@ -37,7 +37,7 @@ SHOWN_SCHEME = HTTPBearer(auto_error=False, description="An API key, `once_live_
 def create_app(settings: Settings) -> FastAPI:
     """The application over these settings. Raises ConfigError where they can't be served with."""
     state = State.of(settings)
-    metrics.BUILD.labels(version("onceonly-jobs")).set(1)
+    metrics.put(metrics.BUILD, version("onceonly-jobs"), value=1)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -52,7 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
-        # Its spans and logs hold what requests hold; ours are in observed.py. Versions before 0.150 ignore it.
+        # Its spans and logs hold what requests hold; ours are in observed.py. Older versions of FastAPI ignore it.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.onceonly = state

@@ -59,10 +59,10 @@ class Observed:
 
     def _answered(self, scope: Scope, status: int, took_s: float, span: Any, lock: str | None) -> None:
         method, route = _method(scope), route_of(scope)
-        metrics.HTTP_REQUESTS.labels(method, route, str(status)).inc()
-        metrics.HTTP_SECONDS.labels(method, route).observe(took_s)
+        metrics.count(metrics.HTTP_REQUESTS, method, route, str(status))
+        metrics.observe(metrics.HTTP_SECONDS, method, route, seconds=took_s)
         if lock is not None:
-            metrics.CHECK_LOCKS.labels(lock).inc()
+            metrics.count(metrics.CHECK_LOCKS, lock)
         if span is not None:
             _describe(span, scope, method, route, status)
         level = logging.DEBUG if scope["path"] in UNTRACED else self._access_level

@@ -53,9 +53,9 @@ class Publisher:
                 with self._alone():
                     self._ask(lambda producer: self._send_all(producer, batch))
             except BrokerError:
-                metrics.PUBLICATIONS.labels("failed").inc(len(batch))
+                metrics.count(metrics.PUBLICATIONS, "failed", by=len(batch))
                 raise
-            metrics.PUBLICATIONS.labels("published").inc(len(batch))
+            metrics.count(metrics.PUBLICATIONS, "published", by=len(batch))
         return len(batch)
 
     def backlog(self, name: str) -> int:

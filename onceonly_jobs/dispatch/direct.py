@@ -57,7 +57,7 @@ class DirectPublisher:
     def leave(self, count: int, why: str) -> bool:
         """Leave runs to the relay, and say so now and then."""
         self._left += count
-        metrics.PUBLICATIONS.labels("left").inc(count)
+        metrics.count(metrics.PUBLICATIONS, "left", by=count)
         if time.monotonic() - self._logged_at >= LOG_EVERY_S:
             logger.warning("%d runs left to the relay to publish: %s", self._left, why)
             self._logged_at, self._left = time.monotonic(), 0

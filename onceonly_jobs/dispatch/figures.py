@@ -60,10 +60,11 @@ class DatabaseFigures(Collector):
         except Exception as error:
             logger.warning("figures not read: %s", brief(error))
             self._latest = None
+            self._next_at = time.monotonic() + self._pause_s
         else:
             self._add(self._latest)
-        took_s = time.monotonic() - started
-        self._next_at = time.monotonic() + max(self._pause_s, self._share * took_s)
+            took_s = time.monotonic() - started
+            self._next_at = time.monotonic() + max(self._pause_s, self._share * took_s)
 
     def _add(self, latest: Figures) -> None:
         self._since = latest.read_until

@@ -59,9 +59,9 @@ class HintSender:
             return
         try:
             self._connected(self._url).publish(CHANNEL, encode(tenant_id, key))
-            metrics.HINTS.labels("sent").inc()
+            metrics.count(metrics.HINTS, "sent")
         except (redis.RedisError, OSError) as error:
-            metrics.HINTS.labels("failed").inc()
+            metrics.count(metrics.HINTS, "failed")
             logger.debug("hint not sent: %s", error)
 
     def _connected(self, url: str) -> redis.Redis:
@@ -124,9 +124,9 @@ class HintListener:
             return
         try:
             await self._client.publish(CHANNEL, encode(tenant_id, key))
-            metrics.HINTS.labels("sent").inc()
+            metrics.count(metrics.HINTS, "sent")
         except (redis.RedisError, OSError) as error:
-            metrics.HINTS.labels("failed").inc()
+            metrics.count(metrics.HINTS, "failed")
             self._wake((tenant_id, key))
             logger.debug("hint not sent: %s", error)
 
@@ -147,7 +147,7 @@ class HintListener:
                 await self._listen(url)
             except (redis.RedisError, OSError) as error:
                 if self.connected.is_set():
-                    metrics.HINTS.labels("lost").inc()
+                    metrics.count(metrics.HINTS, "lost")
                     logger.warning("hints are off, waiters re-read at their own pace: %s", error)
                     pause_s = 0.1
             finally:
@@ -179,5 +179,5 @@ class HintListener:
             self.connected.set()
             self._wake_all()
         elif message["type"] == "message" and (name := decode(message["data"])) is not None:
-            metrics.HINTS.labels("received").inc()
+            metrics.count(metrics.HINTS, "received")
             self._wake(name)

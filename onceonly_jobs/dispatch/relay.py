@@ -53,7 +53,7 @@ class Relay:
         self._tried("sealing the audit trail", lambda: self._seal(stop_at))
         if answered[-1] is not None:  # a question that the broker does not take would be lost
             self._tried("confirming", self._confirm)
-        metrics.RELAY_TICKS.labels("failed" if None in answered else "ok").inc()
+        metrics.count(metrics.RELAY_TICKS, "failed" if None in answered else "ok")
         if None in answered:
             self._failures += 1
             return min(MAX_PAUSE_S, self._settings.relay_interval_s * 2.0 ** min(self._failures, 10))
@@ -72,7 +72,7 @@ class Relay:
         try:
             return step()
         except Exception as error:
-            metrics.RELAY_FAILURES.labels(doing).inc()
+            metrics.count(metrics.RELAY_FAILURES, doing)
             level = logging.WARNING if self._failures == 0 else logging.DEBUG
             logger.log(level, "%s failed, trying again: %s", doing, brief(error))
             return None
@@ -83,7 +83,7 @@ class Relay:
         while True:
             reaped = self._database.run(claims.reap, batch, self._settings.retention_s)
             for run in reaped:
-                metrics.CLAIMS_EXPIRED.labels("ended" if run.finished else "queued").inc()
+                metrics.count(metrics.CLAIMS_EXPIRED, "ended" if run.finished else "queued")
                 logger.warning(
                     "run %s: its worker is gone, %s", run.key, "failed" if run.finished else "queued again"
                 )
@@ -140,5 +140,5 @@ class Relay:
             self._queues_until = time.monotonic() + QUEUES_FOR_S
         backlog = {name: self._publisher.backlog(name) for name in sorted(self._queues)}
         for name, messages in backlog.items():
-            metrics.QUEUE_MESSAGES.labels(name).set(messages)
+            metrics.put(metrics.QUEUE_MESSAGES, name, value=messages)
         return [name for name, messages in backlog.items() if messages >= self._settings.broker_backlog]

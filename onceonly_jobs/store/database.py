@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import sqlalchemy as sa
@@ -108,13 +109,13 @@ class Database:
         return self._async_engine
 
     def _count_use(self, engine: sa.Engine) -> None:
-        in_use = metrics.DATABASE_CONNECTIONS.labels("in_use")
-        metrics.DATABASE_CONNECTIONS.labels("limit").inc(self._options["pool_size"])
-        sa.event.listen(engine, "checkout", lambda *_: in_use.inc())
-        sa.event.listen(engine, "checkin", lambda *_: in_use.dec())
+        used = partial(metrics.count, metrics.DATABASE_CONNECTIONS, "in_use")
+        metrics.count(metrics.DATABASE_CONNECTIONS, "limit", by=self._options["pool_size"])
+        sa.event.listen(engine, "checkout", lambda *_: used())
+        sa.event.listen(engine, "checkin", lambda *_: used(by=-1))
 
     def _forget_use(self) -> None:
-        metrics.DATABASE_CONNECTIONS.labels("limit").dec(self._options["pool_size"])
+        metrics.count(metrics.DATABASE_CONNECTIONS, "limit", by=-self._options["pool_size"])
 
     def run(self, operation: Callable[P, Operation[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """The operation's value, in a transaction of its own. A deadlock starts it afresh."""

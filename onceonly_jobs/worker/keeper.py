@@ -105,9 +105,9 @@ class Keeper:
         try:
             beat = self._runtime.database.run(claims.heartbeat, self._claim, self._settings.worker_lease_s)
         except Exception as error:
-            metrics.HEARTBEATS.labels("unanswered").inc()
+            metrics.count(metrics.HEARTBEATS, "unanswered")
             return self._unanswered(error)
-        metrics.HEARTBEATS.labels("kept" if isinstance(beat, Beat) else "stopped").inc()
+        metrics.count(metrics.HEARTBEATS, "kept" if isinstance(beat, Beat) else "stopped")
         if not isinstance(beat, Beat):
             return Reason.CANCELLED if beat is Ending.CANCELLED else Reason.LOST
         if beat.overdue:

@@ -112,12 +112,12 @@ def run_job(runtime: Runtime, job: Job, run: int) -> Outcome:
         claim = _claim(runtime, job, run)
     except SQLAlchemyError as error:
         logger.warning("run %s: not claimed, the database is away: %s", run, brief(error))
-        metrics.MESSAGES.labels("unreachable").inc()
+        metrics.count(metrics.MESSAGES, "unreachable")
         return Outcome(Fate.UNREACHABLE)
     if claim is None:
-        metrics.MESSAGES.labels("stale").inc()
+        metrics.count(metrics.MESSAGES, "stale")
         return Outcome(Fate.NOT_CLAIMED)
-    metrics.MESSAGES.labels("claimed").inc()
+    metrics.count(metrics.MESSAGES, "claimed")
     with observed(claim) as note_fate:
         outcome = _execute(runtime, job, claim)
         note_fate(outcome.fate.name.lower())

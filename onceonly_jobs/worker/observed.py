@@ -27,9 +27,8 @@ def observed(claim: Claim) -> Iterator[Callable[[str], None]]:
         fate = as_
 
     if claim.due_at is not None:
-        metrics.START_DELAY.labels(claim.job).observe(
-            max(0.0, (claim.claimed_at - claim.due_at).total_seconds())
-        )
+        waited_s = max(0.0, (claim.claimed_at - claim.due_at).total_seconds())
+        metrics.observe(metrics.START_DELAY, claim.job, seconds=waited_s)
     attributes = {
         "messaging.operation.type": "process",
         "onceonly.job": claim.job,
@@ -46,8 +45,8 @@ def observed(claim: Claim) -> Iterator[Callable[[str], None]]:
         try:
             yield ended
         finally:
-            metrics.ATTEMPTS.labels(claim.job, fate).inc()
-            metrics.ATTEMPT_SECONDS.labels(claim.job).observe(time.monotonic() - started)
+            metrics.count(metrics.ATTEMPTS, claim.job, fate)
+            metrics.observe(metrics.ATTEMPT_SECONDS, claim.job, seconds=time.monotonic() - started)
             if span is not None:
                 span.set_attribute("onceonly.outcome", fate)
             if fate in BAD:

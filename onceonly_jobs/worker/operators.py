@@ -26,7 +26,7 @@ def show_to_operators(app: Celery, settings: Settings) -> None:
 
 def start_exporter(settings: Settings, port: int) -> Exporter | None:
     """`/metrics` on this port. A port that is taken is no reason not to work: None, and a warning."""
-    metrics.BUILD.labels(version("onceonly-jobs")).set(1)
+    metrics.put(metrics.BUILD, version("onceonly-jobs"), value=1)
     try:
         return Exporter(settings.metrics_host, port, settings.metrics_token)
     except OSError as error:

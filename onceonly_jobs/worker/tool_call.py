@@ -106,8 +106,8 @@ def call_tool(
             break
     outcome = _outcome(spec.effect, tried, attempts, sent, round((time.monotonic() - started) * 1000))
     seen_as = "unknown" if outcome.unknown else outcome.kind
-    metrics.TOOL_CALLS.labels(seen_as).inc()
-    metrics.TOOL_SECONDS.labels(seen_as).observe(outcome.latency_ms / 1000)
+    metrics.count(metrics.TOOL_CALLS, seen_as)
+    metrics.observe(metrics.TOOL_SECONDS, seen_as, seconds=outcome.latency_ms / 1000)
     return outcome
 
 

@@ -65,6 +65,19 @@ metrics.MESSAGES.labels("claimed").inc()
     assert [path.suffix for path in tmp_path.iterdir()] == [".db"]
 
 
+def test_a_directory_that_is_gone_stops_no_work(tmp_path: Path) -> None:
+    """Something cleans up the temporary folder, and a new child counts: it must not fail its run for that."""
+    code = """
+from onceonly_jobs import metrics
+metrics.share_between_processes()
+metrics.count(metrics.MESSAGES, "claimed")
+metrics.observe(metrics.ATTEMPT_SECONDS, "echo", seconds=1)
+metrics.put(metrics.QUEUE_MESSAGES, "q", value=1)
+print("worked")
+"""
+    assert run(code, PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "gone")) == "worked\n"
+
+
 def test_an_exporter_shows_its_figures_to_whoever_has_the_token() -> None:
     exporter = Exporter("127.0.0.1", 0, "a-token-of-mine")
     url = f"http://127.0.0.1:{exporter.port}/metrics"
