@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars
 
 from onceonly_jobs.api.problems import invalid
 from onceonly_jobs.api.state import State
@@ -73,6 +74,11 @@ class StrictRequest(Request):
             except ValueError as error:
                 raise invalid(("body",), f"JSON decode error: {error}", "json_invalid") from None
 
+    @property
+    def parsed(self) -> Any:
+        """The body, once it was loaded."""
+        return self._parsed
+
     async def json(self) -> Any:
         return self._parsed
 
@@ -102,10 +108,12 @@ class ContractRoute(APIRoute):
             caller = await state.db.arun(account.authenticate, bearer(request))
             caller = replace(caller, plan_table=PlanTable(state.settings.plan_table))
             request.state.caller = caller
+            bind_contextvars(tenant=caller.tenant_id)
             await state.limiter.check(caller)
             strict = StrictRequest(_as_json(request.scope), request.receive)
             if request.method == "POST":
                 await strict.load(state.settings.max_body_bytes)
+            _bind_names(strict)
             return await handle(strict)
 
         return guarded
@@ -128,6 +136,13 @@ class DiscreetRoute(ContractRoute):
 
 def _hidden(error: dict[str, Any]) -> dict[str, Any]:
     return {**error, "input": {}} if error["loc"][0] == "body" else error
+
+
+def _bind_names(request: StrictRequest) -> None:
+    """Let the log lines of this request tell what it is about."""
+    sent = request.parsed if isinstance(request.parsed, dict) else request.query_params
+    names = {name: sent.get(name) for name in ("key", "run_id", "agent_id")}
+    bind_contextvars(**{name: text[:256] for name, text in names.items() if isinstance(text, str)})
 
 
 def state_of(request: Request) -> State:

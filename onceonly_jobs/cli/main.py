@@ -9,7 +9,7 @@ from onceonly_jobs.errors import ConfigError
 
 _SERVER_PACKAGES = {
     *("alembic", "celery", "fastapi", "flower", "kombu", "limits", "psutil", "psycopg", "pydantic_settings"),
-    *("redis", "rich", "sqlalchemy", "structlog", "typer", "uvicorn"),
+    *("prometheus_client", "redis", "rich", "sqlalchemy", "structlog", "typer", "uvicorn"),
 }
 
 

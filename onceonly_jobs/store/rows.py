@@ -14,7 +14,7 @@ RUN_COLUMNS = """id, key, run_id, owner, state, version, fencing_token, lease_id
     deadline_at, first_seen_at, done_at, result, result_hash, error_code, error_message, onceonly_now() AS read_at"""
 
 CLAIM_COLUMNS = """id, tenant_id, key, run_id, job, agent_id, worker_lease_id, fencing_token, attempt,
-    max_attempts, metadata, deadline_at, started_at, decision_id, first_seen_at, effect"""
+    max_attempts, metadata, deadline_at, started_at, decision_id, first_seen_at, effect, due_at, traceparent"""
 
 
 def repeatable(effect: str) -> str:
@@ -74,6 +74,8 @@ def to_claim(row: sa.RowMapping) -> Claim:
         first_seen_at=row["first_seen_at"],
         effect=row["effect"],
         decision_id=row["decision_id"],
+        due_at=row["due_at"],
+        traceparent=row["traceparent"],
     )
 
 

@@ -17,6 +17,7 @@ from onceonly_jobs.store.rows import RETAINED, RUN_COLUMNS, to_run
 from onceonly_jobs.store.statement import Statement, one_or_none
 from onceonly_jobs.store.usage import MONTH_USAGE, counting, slot
 from onceonly_jobs.store.webhooks import limits
+from onceonly_jobs.tracing import traceparent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +77,8 @@ _FRESH = "r.state IN ('completed', 'failed')"
 
 _COLUMNS = """tenant_id, key, owner, state, fencing_token, run_id, agent_id, fingerprint, metadata, lease_id,
     lease_ttl_s, lease_until_at, job, tool, queue, max_attempts, due_at, publish_at, first_seen_at, started_at,
-    decision_id, reserved_micro_usd, reserved_at, error_code, error_message, done_at, retain_until_at"""
+    decision_id, reserved_micro_usd, reserved_at, error_code, error_message, done_at, retain_until_at,
+    traceparent"""
 
 _REPLACED = ", ".join(
     f"{name} = excluded.{name}"
@@ -132,7 +134,8 @@ WITH verdict AS MATERIALIZED ({verdict}
         CASE WHEN NOT {allowed} THEN 'policy_blocked' END, CASE WHEN NOT {allowed} THEN v.code END,
         CASE WHEN NOT {allowed} THEN onceonly_now() END,
         CASE WHEN NOT {allowed} THEN
-            onceonly_now() + make_interval(secs => CAST(:retention_s AS integer)) END
+            onceonly_now() + make_interval(secs => CAST(:retention_s AS integer)) END,
+        CAST(:traceparent AS text)
     FROM verdict v
     ON CONFLICT (tenant_id, key) DO UPDATE SET
         {_REPLACED}, {_CLEARED}, attempt = 0, publications = 0, dead_lettered = false, repeatable = false,
@@ -222,6 +225,7 @@ def take(taking: Taking) -> Statement[Taken | None]:
         "kind": Kind.AI.value,
         "slot": slot(),
         "retention_s": taking.retention_s,
+        "traceparent": traceparent(),
     }
     name, query = "runs.take", _TAKE
     if taking.acting:

@@ -136,6 +136,8 @@ runs = sa.Table(
     sa.Column("tool", sa.Text),
     _required("reserved_micro_usd", sa.BigInteger(), "0"),
     sa.Column("reserved_at", Time),
+    # The trace of the call that asked for it, as W3C's header has it: of every attempt, whoever published it.
+    sa.Column("traceparent", sa.Text),
     sa.UniqueConstraint("tenant_id", "key"),
     sa.CheckConstraint("owner IN ('caller', 'server')", name="owner"),
     sa.CheckConstraint(

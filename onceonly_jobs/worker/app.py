@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from billiard.exceptions import Terminated
 from celery import Celery, Task, signals
 from celery.exceptions import Retry as CeleryRetry
+from celery.utils.log import get_multiprocessing_logger
 from celery.utils.nodenames import default_nodename, gethostname
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -24,6 +26,7 @@ from onceonly_jobs.worker import confirm
 from onceonly_jobs.worker.handlers import allowed_addresses, builtin
 from onceonly_jobs.worker.jobs import Job, Registry, default_registry
 from onceonly_jobs.worker.lifecycle import Fate, Outcome, run_job
+from onceonly_jobs.worker.operators import show_to_operators
 from onceonly_jobs.worker.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -55,6 +58,7 @@ def create_worker(settings: Settings | None = None, registry: Registry | None = 
     confirm.add_task(app, runtime, jobs, allowed_addresses(settings))
     app.onceonly = runtime
     _connect_signals(app, runtime, jobs)
+    show_to_operators(app, settings)
     return app
 
 
@@ -74,7 +78,7 @@ def _add_task(app: Celery, runtime: Runtime, job: Job) -> None:
         shared=False,
         lazy=False,
         ignore_result=True,
-        throws=(RunFailed,),
+        throws=(RunFailed, Terminated),
     )
 
 
@@ -82,6 +86,8 @@ def _celery_result(outcome: Outcome) -> str:
     """The outcome as Celery's monitors show it. Nothing depends on it: results are in the database."""
     if outcome.fate in (Fate.RETRIED, Fate.UNREACHABLE):
         raise CeleryRetry(exc=RunFailed(outcome.detail or "the database is away"))
+    if outcome.fate is Fate.CANCELLED:
+        raise Terminated("the run was cancelled")
     if outcome.fate in (Fate.FAILED, Fate.LOST):
         raise RunFailed(outcome.detail or outcome.fate.name.lower())
     return outcome.fate.name.lower()
@@ -119,7 +125,8 @@ def _connect_signals(app: Celery, runtime: Runtime, jobs: Registry) -> None:
             instance.hostname = f"worker-{secrets.token_hex(4)}@{gethostname()}"
 
     def logging_set_up(loglevel: int | str | None = None, **_: Any) -> None:
-        configure_logging(_level(settings, loglevel), component[0])
+        configure_logging(_level(settings, loglevel), component[0], settings.log_format, settings.secrets)
+        get_multiprocessing_logger().propagate = True  # its word on dead children, in our form
         logging.getLogger("celery.app.trace").setLevel(logging.WARNING)  # our own line per run says more
 
     def starting(sender: Any, **_: Any) -> None:

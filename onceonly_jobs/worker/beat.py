@@ -7,13 +7,16 @@ from typing import Any
 
 from celery import beat
 
+from onceonly_jobs import metrics
 from onceonly_jobs.config import Settings
 from onceonly_jobs.dispatch.broker import Publisher
+from onceonly_jobs.dispatch.figures import DatabaseFigures
 from onceonly_jobs.dispatch.hints import HintSender
 from onceonly_jobs.dispatch.relay import Relay
 from onceonly_jobs.store.database import Database
 from onceonly_jobs.worker.app import touch_ready_file
 from onceonly_jobs.worker.courier import Courier
+from onceonly_jobs.worker.operators import start_exporter
 
 
 def make_relay(settings: Settings) -> Relay:
@@ -23,12 +26,24 @@ def make_relay(settings: Settings) -> Relay:
     return Relay(settings, database, Publisher(settings), HintSender(settings))
 
 
+def show_figures(settings: Settings) -> None:
+    """`/metrics` of a scheduler, where the settings ask for it: its own figures and those of the database."""
+    if settings.scheduler_metrics_port:
+        database = Database(settings.require_database_url(), pool_size=1)
+        figures = DatabaseFigures(database)
+        figures.collect()  # what happens from here on is counted, whenever it is asked for
+        metrics.REGISTRY.register(figures)
+        start_exporter(settings, settings.scheduler_metrics_port)
+
+
 class Scheduler(beat.Scheduler):  # type: ignore[misc]
     """Keeps the app's own `beat_schedule` in memory, as Celery's does, and drives the relay."""
 
     def __init__(self, app: Any, *args: Any, lazy: bool = False, **options: Any) -> None:
         super().__init__(app, *args, lazy=lazy, **options)
         self._relay = None if lazy else make_relay(app.onceonly.settings)
+        if not lazy:
+            show_figures(app.onceonly.settings)
         self._relay_at = 0.0
         self._ready = False
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from onceonly_jobs import metrics
 from onceonly_jobs.dispatch.brief import brief
 from onceonly_jobs.domain.retries import retry_delay_s
 from onceonly_jobs.domain.runs import Claim
@@ -22,6 +23,7 @@ from onceonly_jobs.worker.context import JobContext
 from onceonly_jobs.worker.interrupt import Interrupt, Interrupted, Reason
 from onceonly_jobs.worker.jobs import Job
 from onceonly_jobs.worker.keeper import TIMEOUT, TIMEOUT_MESSAGE, Keeper
+from onceonly_jobs.worker.observed import observed
 from onceonly_jobs.worker.outcomes import (
     Costed,
     Fail,
@@ -114,11 +116,19 @@ def run_job(runtime: Runtime, job: Job, run: int, interrupt: Interrupt | None = 
         claim = _claim(runtime, job, run)
     except SQLAlchemyError as error:
         logger.warning("run %s: not claimed, the database is away: %s", run, brief(error))
+        metrics.count(metrics.MESSAGES, "unreachable")
         return Outcome(Fate.UNREACHABLE)
     if claim is None:
+        metrics.count(metrics.MESSAGES, "stale")
         return Outcome(Fate.NOT_CLAIMED)
+    metrics.count(metrics.MESSAGES, "claimed")
+    with observed(claim) as note_fate:
+        outcome = _execute(runtime, job, claim, interrupt or Interrupt())
+        note_fate(outcome.fate.name.lower())
+    return outcome
 
-    interrupt = interrupt or Interrupt()
+
+def _execute(runtime: Runtime, job: Job, claim: Claim, interrupt: Interrupt) -> Outcome:
     with Keeper(runtime, claim, interrupt) as keeper:
         context = JobContext(claim, _reporting(runtime, claim, keeper), interrupt, keeper.time_left_s)
         try:
@@ -132,7 +142,12 @@ def run_job(runtime: Runtime, job: Job, run: int, interrupt: Interrupt | None = 
         if claim.run_id != claim.key:
             runtime.hints.moved(claim.tenant_id, claim.run_id)
     logger.info(
-        "run %s %s: %s, attempt %s %s", run, claim.key, job.name, claim.attempt, outcome.fate.name.lower()
+        "run %s %s: %s, attempt %s %s",
+        claim.id,
+        claim.key,
+        job.name,
+        claim.attempt,
+        outcome.fate.name.lower(),
     )
     return outcome
 
