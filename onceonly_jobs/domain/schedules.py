@@ -9,11 +9,12 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
 from itertools import islice
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from onceonly_jobs.domain.cron import Cron
 
-MOST_AT_ONCE = 100
+MOST_AT_ONCE = 50
 """Ticks that fire in one transaction; what is left fires in the next."""
 MOST_SHOWN = 100
 """Missed ticks that leave a row each."""
@@ -64,7 +65,7 @@ class TickState(StrEnum):
     """the agent's policy, the plan's quota or a missing job refused it"""
 
 
-class BadTiming(ValueError):
+class BadSchedule(ValueError):
     """A schedule that can't tick. `field` is the request field that is wrong."""
 
     def __init__(self, field: str, message: str) -> None:
@@ -73,16 +74,21 @@ class BadTiming(ValueError):
 
 
 def zone(name: str) -> ZoneInfo:
-    """The time zone of an IANA name. Raises BadTiming."""
+    """The time zone of an IANA name. Raises BadSchedule."""
     try:
         return ZoneInfo(name)
     except (OSError, ValueError, KeyError):  # for a directory, a bad name, an unknown one
-        raise BadTiming("tz", f"unknown time zone {name!r}; use an IANA name like Europe/Kyiv") from None
+        raise BadSchedule("tz", f"unknown time zone {name!r}; use an IANA name like Europe/Kyiv") from None
+
+
+def utc(at: datetime, tz: str) -> datetime:
+    """A time in UTC; without an offset it is what the clock shows in tz. Raises BadSchedule."""
+    return (at if at.tzinfo is not None else at.replace(tzinfo=zone(tz))).astimezone(UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """The ticks of a schedule: by cron expression, every so many seconds, or once."""
+    """The ticks of a schedule: by cron expression, every so many seconds, or once. All times are UTC."""
 
     cron: str | None = None
     every_s: int | None = None
@@ -94,15 +100,17 @@ class Timing:
     end_at: datetime | None = None
 
     def check(self) -> None:
-        """Raises BadTiming for what can't tick."""
+        """Raises BadSchedule for what can't tick."""
         zone(self.tz)
+        if sum(how is not None for how in (self.cron, self.every_s, self.at)) != 1:
+            raise BadSchedule("cron", "give exactly one of cron, every_s and at")
         if self.cron is not None:
             try:
                 _ = self._cron
             except ValueError as error:
-                raise BadTiming("cron", str(error)) from None
+                raise BadSchedule("cron", str(error)) from None
         if self.start_at is not None and self.end_at is not None and self.end_at < self.start_at:
-            raise BadTiming("end_at", "end_at is before start_at")
+            raise BadSchedule("end_at", "end_at is before start_at")
 
     @cached_property
     def _cron(self) -> Cron:
@@ -162,6 +170,47 @@ class MisfirePolicy:
     """How many missed ticks `catch_up` fires."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Definition:
+    """What a schedule is asked to do. Times are aware and whole seconds."""
+
+    task: str | None = None
+    cron: str | None = None
+    every_s: int | None = None
+    at: datetime | None = None
+    tz: str = "UTC"
+    start_at: datetime | None = None
+    end_at: datetime | None = None
+    payload: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+    agent_id: str | None = None
+    queue: str | None = None
+    ttl_s: int | None = None
+    misfire: Misfire = Misfire.ONCE
+    misfire_grace_s: int = 5
+    catch_up_limit: int = 100
+    jitter_s: int = 0
+    overlap: Overlap = Overlap.ALLOW
+
+    def timing(self, anchor_at: datetime) -> Timing:
+        return Timing(
+            anchor_at=anchor_at, **{name: getattr(self, name) for name in (*TICKED_BY, *BOUNDED_BY)}
+        )
+
+    def ticks_like(self, other: Definition) -> bool:
+        """Whether both have the same ticks."""
+        return all(getattr(self, name) == getattr(other, name) for name in (*TICKED_BY, *BOUNDED_BY))
+
+    @property
+    def misfires(self) -> MisfirePolicy:
+        return MisfirePolicy(policy=self.misfire, grace_s=self.misfire_grace_s, limit=self.catch_up_limit)
+
+
+TICKED_BY = ("cron", "every_s", "at")
+"""Exactly one of these is set."""
+BOUNDED_BY = ("tz", "start_at", "end_at")
+
+
 @dataclass(frozen=True, slots=True)
 class DueTicks:
     """What to do with the ticks that have come due."""
@@ -202,6 +251,11 @@ def tick_name(tick: datetime) -> str:
 def tick_key(schedule: str, tick: datetime) -> str:
     """The idempotency key of a tick's run."""
     return f"cron:{schedule}:{tick_name(tick)}"
+
+
+def trigger_key(schedule: str, trigger_id: str) -> str:
+    """The idempotency key of a run out of turn."""
+    return f"trigger:{schedule}:{trigger_id}"
 
 
 def jitter(tenant_id: str, schedule: str, tick: datetime, most_s: int) -> timedelta:

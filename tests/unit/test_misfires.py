@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onceonly_jobs.domain.schedules import (
     MOST_AT_ONCE,
     MOST_SHOWN,
-    BadTiming,
+    BadSchedule,
     Misfire,
     MisfirePolicy,
     Timing,
@@ -134,6 +134,6 @@ def test_a_key_names_schedule_and_tick() -> None:
     ],
 )
 def test_what_can_not_tick_is_said_by_field(timing: Timing, field: str) -> None:
-    with pytest.raises(BadTiming) as error:
+    with pytest.raises(BadSchedule) as error:
         timing.check()
     assert error.value.field == field
