@@ -22,7 +22,7 @@ from onceonly_jobs.domain.governance import MAX_USD
 Name = Annotated[Text, Field(min_length=1, max_length=256)]
 
 
-def _priced(metadata: dict[str, Any]) -> dict[str, Any]:
+def priced(metadata: dict[str, Any]) -> dict[str, Any]:
     """metadata.spend_usd, where given, must be an amount of money."""
     spend = metadata.get("spend_usd")
     if spend is None:
@@ -40,7 +40,7 @@ class RunRequest(Wire):
     key: Key | None = None
     ttl: Ttl | None = None
     metadata: (
-        Annotated[Metadata, AfterValidator(usable("run_id", "agent_id", "task")), AfterValidator(_priced)]
+        Annotated[Metadata, AfterValidator(usable("run_id", "agent_id", "task")), AfterValidator(priced)]
         | None
     ) = None
     fingerprint: Fingerprint | None = None
