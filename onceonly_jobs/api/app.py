@@ -11,7 +11,7 @@ from fastapi.security import HTTPBearer
 
 from onceonly_jobs.api.edge import CommonHeaders
 from onceonly_jobs.api.problems import install
-from onceonly_jobs.api.routes import account, ai, events, governance, health, locks, tools, unknown
+from onceonly_jobs.api.routes import account, ai, events, governance, health, locks, schedules, tools, unknown
 from onceonly_jobs.api.state import State
 from onceonly_jobs.config import Settings
 from onceonly_jobs.contracts.problem import problems
@@ -59,6 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
         governance.router,
         tools.router,
         unknown.router,
+        schedules.router,
     ):
         app.include_router(
             router, prefix="/v1", dependencies=[Depends(SHOWN_SCHEME)], responses=problems(*EVERYWHERE)

@@ -100,7 +100,7 @@ class ContractRoute(APIRoute):
             request.state.caller = caller
             await state.limiter.check(caller)
             strict = StrictRequest(_as_json(request.scope), request.receive)
-            if request.method == "POST":
+            if request.method in ("POST", "PATCH"):
                 await strict.load(state.settings.max_body_bytes)
             return await handle(strict)
 
