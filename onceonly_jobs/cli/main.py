@@ -8,7 +8,18 @@ from importlib import import_module
 from onceonly_jobs.errors import ConfigError
 
 _SERVER_PACKAGES = {
-    *("alembic", "celery", "fastapi", "flower", "kombu", "limits", "psutil", "psycopg", "pydantic_settings"),
+    *(
+        "alembic",
+        "celery",
+        "cronsim",
+        "fastapi",
+        "flower",
+        "kombu",
+        "limits",
+        "psutil",
+        "psycopg",
+        "pydantic_settings",
+    ),
     *("redis", "rich", "sqlalchemy", "structlog", "typer", "uvicorn"),
 }
 
@@ -28,6 +39,7 @@ _MODULES = {
     "demo": "demo",
     "audit": "audit",
     "unknown": "unknown",
+    "schedules": "schedules",
 }
 """Which file has which command: a part of the system shall not load what only an operator needs."""
 
