@@ -45,7 +45,8 @@ def definition_of(fields: ScheduleFields, base: Definition | None = None) -> Def
     found = replace(base or Definition(), **given)
     found = replace(found, misfire=Misfire(found.misfire), overlap=Overlap(found.overlap))
     times: dict[str, Any] = {name: getattr(found, name) for name in ("at", "start_at", "end_at")}
-    found = replace(found, **{name: utc(at, found.tz) for name, at in times.items() if at is not None})
+    times = {name: utc(at, found.tz) for name, at in times.items() if at is not None}
+    found = replace(found, **times)
     found.timing(datetime.fromtimestamp(0, UTC)).check()
     return found
 
