@@ -8,19 +8,8 @@ from importlib import import_module
 from onceonly_jobs.errors import ConfigError
 
 _SERVER_PACKAGES = {
-    *(
-        "alembic",
-        "celery",
-        "cronsim",
-        "fastapi",
-        "flower",
-        "kombu",
-        "limits",
-        "psutil",
-        "psycopg",
-        "pydantic_settings",
-    ),
-    *("redis", "rich", "sqlalchemy", "structlog", "typer", "uvicorn"),
+    *("alembic", "celery", "fastapi", "flower", "kombu", "limits", "psutil", "psycopg", "pydantic_settings"),
+    *("cronsim", "redis", "rich", "sqlalchemy", "structlog", "typer", "uvicorn"),
 }
 
 
