@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from onceonly_jobs.jobs import Enqueued as Enqueued
     from onceonly_jobs.jobs import Jobs as Jobs
     from onceonly_jobs.worker.context import JobContext as JobContext
+    from onceonly_jobs.worker.functions import ToolContext as ToolContext
     from onceonly_jobs.worker.jobs import job as job
+    from onceonly_jobs.worker.jobs import tool as tool
     from onceonly_jobs.worker.outcomes import Fail as Fail
     from onceonly_jobs.worker.outcomes import Retry as Retry
 
@@ -22,12 +24,14 @@ _HOMES = {
     "Enqueued": "onceonly_jobs.jobs",
     "Jobs": "onceonly_jobs.jobs",
     "JobContext": "onceonly_jobs.worker.context",
+    "ToolContext": "onceonly_jobs.worker.functions",
     "job": "onceonly_jobs.worker.jobs",
+    "tool": "onceonly_jobs.worker.jobs",
     "Fail": "onceonly_jobs.worker.outcomes",
     "Retry": "onceonly_jobs.worker.outcomes",
 }
 
-__all__ = ["Enqueued", "Fail", "JobContext", "Jobs", "Retry", "__version__", "job"]
+__all__ = ["Enqueued", "Fail", "JobContext", "Jobs", "Retry", "ToolContext", "__version__", "job", "tool"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ OnceOnlyError
     ├── ApiKeyDisabled     403       known, but disabled or revoked
     ├── PlanLimitReached   402       the month's quota is used up
     ├── UnknownTask        400       no worker has registered a job of that name
+    ├── UnknownTools       400       a policy names tools that are not registered
     ├── Unsupported        400       understood, but not offered by this server
     ├── NotFound           404
     ├── TooManyTools       403       the plan has no room for another tool
@@ -113,6 +114,15 @@ class UnknownTask(Refusal):
                 "task": task,
             }
         )
+
+
+class UnknownTools(Refusal):
+    """A policy names tools that are not registered, on a server that does not accept that."""
+
+    status = 400
+
+    def __init__(self, tools: list[str]) -> None:
+        super().__init__({"error": "unknown_tools", "tools": tools})
 
 
 class Unsupported(Refusal):
@@ -244,6 +254,13 @@ class ScheduleExists(Refusal):
         )
 
 
+class WebhookNotFound(Refusal):
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__({"error": "webhook_not_found", "message": "no webhook is set for notifications"})
+
+
 class TooManyTools(Refusal):
     """The tenant's plan has no room for another tool."""
 
@@ -351,6 +368,18 @@ class RateLimited(Refusal):
         super().__init__(
             {"error": "rate_limited", "message": f"too many requests; retry in {retry_after_s} s"},
             {"Retry-After": str(retry_after_s)},
+        )
+
+
+class TooManyStreams(Refusal):
+    """This process follows as many streams as it may."""
+
+    status = 503
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            {"error": "too_many_streams", "message": f"{limit} streams are open here already; try again"},
+            {"Retry-After": "5"},
         )
 
 

@@ -15,15 +15,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from onceonly_jobs.config import Settings
 from onceonly_jobs.contracts.enqueue import EnqueueRequest
 from onceonly_jobs.dispatch.direct import DirectPublisher
+from onceonly_jobs.domain.actions import has_actions
 from onceonly_jobs.domain.plans import Plan
 from onceonly_jobs.domain.runs import JobSpec, Run
 from onceonly_jobs.domain.states import RunState
 from onceonly_jobs.errors import EnqueueError, UnknownTask
 from onceonly_jobs.services import account, runs
-from onceonly_jobs.services.quota import QuotaUsedUp
+from onceonly_jobs.services.quota import Refused
 from onceonly_jobs.store.account import Caller
-from onceonly_jobs.store.claims import Due
 from onceonly_jobs.store.database import Database, aon, on
+from onceonly_jobs.store.outbox import Due
 from onceonly_jobs.store.runs import Taken, Taking
 from onceonly_jobs.store.statement import Operation, autocommit
 
@@ -101,7 +102,7 @@ class Jobs:
         delay: seconds, or a timedelta, until it may start. ttl: its time limit in seconds.
         connection: one to the same database, in the caller's transaction. The run exists exactly when that
         transaction commits; the relay then publishes it.
-        Raises EnqueueError, UnknownTask, FingerprintMismatch, PlanLimitReached.
+        Raises EnqueueError, UnknownTask, FingerprintMismatch, PlanLimitReached, FeatureNotAvailable.
         """
         request = EnqueueRequest.of(
             job,
@@ -239,7 +240,9 @@ def _must_be(connection: object, kind: type, method: str) -> None:
 
 
 def _taking(known: _Known, request: EnqueueRequest, publish_grace_s: float) -> Taking:
-    """Raises UnknownTask."""
+    """Raises UnknownTask, EnqueueError, FeatureNotAvailable."""
+    if has_actions(request.metadata) != (request.job == runs.ACTIONS):
+        raise EnqueueError(f"metadata.actions are for the job {runs.ACTIONS!r}, which makes nothing else")
     spec = next((spec for spec in known.jobs if spec.name == request.job), None)
     if spec is None:
         raise UnknownTask(request.job, sorted(spec.name for spec in known.jobs))
@@ -256,9 +259,9 @@ def _taking(known: _Known, request: EnqueueRequest, publish_grace_s: float) -> T
     )
 
 
-def _due_now(taking: Taking, taken: Taken | QuotaUsedUp) -> Due | None:
+def _due_now(taking: Taking, taken: Taken | Refused) -> Due | None:
     """The run to publish at once, if there is one."""
-    if isinstance(taken, QuotaUsedUp) or taken.outcome != "acquired" or taking.delay_s > 0:
+    if isinstance(taken, Refused) or taken.outcome != "acquired" or taking.delay_s > 0:
         return None
     return Due(
         id=taken.run.id,
@@ -271,9 +274,9 @@ def _due_now(taking: Taking, taken: Taken | QuotaUsedUp) -> Due | None:
     )
 
 
-def _answer(taken: Taken | QuotaUsedUp) -> Enqueued:
-    """Raises PlanLimitReached, after the refusal was counted."""
-    if isinstance(taken, QuotaUsedUp):
+def _answer(taken: Taken | Refused) -> Enqueued:
+    """Raises FingerprintMismatch, PlanLimitReached, after the refusal was counted."""
+    if isinstance(taken, Refused):
         raise taken.refusal
     return _standing(taken.run, acquired=taken.outcome == "acquired")
 

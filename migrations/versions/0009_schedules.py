@@ -4,7 +4,7 @@ Safe because: it adds tables of which the previous version knows nothing, and a 
 only runs of schedules; LOCK_TIMEOUT bounds how long making it may hold up traffic.
 
 Revision ID: 0009
-Revises: 0005
+Revises: 0011
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0009"
-down_revision = "0005"
+down_revision = "0011"
 branch_labels = None
 depends_on = None
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.datastructures import MutableHeaders
@@ -15,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from onceonly_jobs.api.problems import invalid
 from onceonly_jobs.api.state import State
+from onceonly_jobs.domain.plans import PlanTable
 from onceonly_jobs.errors import MissingToken, PayloadTooLarge
 from onceonly_jobs.services import account
 from onceonly_jobs.store.account import Caller
@@ -97,6 +100,7 @@ class ContractRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             state = state_of(request)
             caller = await state.db.arun(account.authenticate, bearer(request))
+            caller = replace(caller, plan_table=PlanTable(state.settings.plan_table))
             request.state.caller = caller
             await state.limiter.check(caller)
             strict = StrictRequest(_as_json(request.scope), request.receive)
@@ -105,6 +109,25 @@ class ContractRoute(APIRoute):
             return await handle(strict)
 
         return guarded
+
+
+class DiscreetRoute(ContractRoute):
+    """Says what is wrong with a body, and shows nothing of it: any part of it may be a secret."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def discreet(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except RequestValidationError as error:
+                raise RequestValidationError([_hidden(one) for one in error.errors()]) from None
+
+        return discreet
+
+
+def _hidden(error: dict[str, Any]) -> dict[str, Any]:
+    return {**error, "input": {}} if error["loc"][0] == "body" else error
 
 
 def state_of(request: Request) -> State:

@@ -29,6 +29,9 @@ _MODULES = {
     "audit": "audit",
     "unknown": "unknown",
     "schedules": "schedules",
+    "runs": "runs",
+    "webhook": "webhook",
+    "policies": "policies",
 }
 """Which file has which command: a part of the system shall not load what only an operator needs."""
 

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import typer
 from pydantic import BaseModel, ValidationError
 
-from onceonly_jobs.cli.admin import show_table
+from onceonly_jobs.cli.tables import show_table
 from onceonly_jobs.cli.unknown import actor
 from onceonly_jobs.config import Settings
 from onceonly_jobs.contracts.schedules import (
@@ -26,7 +26,7 @@ from onceonly_jobs.domain.schedules import BadSchedule, Definition
 from onceonly_jobs.errors import ConfigError, Refusal
 from onceonly_jobs.services import account, ticks
 from onceonly_jobs.services import schedules as service
-from onceonly_jobs.services.quota import QuotaUsedUp
+from onceonly_jobs.services.quota import Refused
 from onceonly_jobs.services.ticks import Started
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.database import Database
@@ -291,7 +291,7 @@ def _tenant(settings: Settings, name: str) -> Caller:
 
 
 def _taken(started: Started) -> Taken:
-    if isinstance(started.taken, QuotaUsedUp):
+    if isinstance(started.taken, Refused):
         raise ConfigError(str(started.taken.refusal))
     return started.taken
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from onceonly_jobs.cli.admin import show_table
+from onceonly_jobs.cli.tables import show_table
 from onceonly_jobs.config import Settings
 from onceonly_jobs.contracts.unknown import SettleRequest
 from onceonly_jobs.domain.governance import usd

@@ -16,7 +16,7 @@ from onceonly_jobs.config import Settings
 from onceonly_jobs.contracts.messages import RunMessage
 from onceonly_jobs.dispatch.brief import brief
 from onceonly_jobs.dispatch.celeryconf import PRODUCER_TIMEOUT_S, is_redis, producer_conf, queue
-from onceonly_jobs.store.claims import Due
+from onceonly_jobs.store.outbox import Due
 
 T = TypeVar("T")
 

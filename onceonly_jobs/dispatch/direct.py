@@ -7,7 +7,7 @@ import time
 
 from onceonly_jobs.config import Settings
 from onceonly_jobs.dispatch.broker import BrokerError, Publisher
-from onceonly_jobs.store.claims import Due
+from onceonly_jobs.store.outbox import Due
 
 logger = logging.getLogger(__name__)
 

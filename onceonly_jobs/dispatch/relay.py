@@ -12,7 +12,7 @@ from onceonly_jobs.dispatch.brief import brief
 from onceonly_jobs.dispatch.broker import Publisher
 from onceonly_jobs.dispatch.epoch import Epoch
 from onceonly_jobs.dispatch.hints import HintSender
-from onceonly_jobs.services import audit, claims, runs, unknown
+from onceonly_jobs.services import audit, outbox, runs, unknown
 from onceonly_jobs.store.database import Database
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Relay:
         """Take back the runs of dead workers; tell of those that have no attempts left."""
         batch = self._settings.relay_batch
         while True:
-            reaped = self._database.run(claims.reap, batch, self._settings.retention_s)
+            reaped = self._database.run(outbox.reap, batch, self._settings.retention_s)
             for run in reaped:
                 logger.warning(
                     "run %s: its worker is gone, %s", run.key, "failed" if run.finished else "queued again"
@@ -104,7 +104,7 @@ class Relay:
     def _check_epoch(self) -> bool:
         """A wiped broker has forgotten every message: publish all that is due, at once."""
         if self._epoch.ended():
-            count = self._database.run(claims.republish_all)
+            count = self._database.run(outbox.republish_all)
             self._epoch.begin()
             if count:
                 logger.warning("the broker is empty: %d due runs are published again", count)
@@ -114,7 +114,7 @@ class Relay:
         batch, grace_s = self._settings.relay_batch, self._settings.publish_grace_s
         while True:
             full = self._full_queues()  # first: if the broker is down, nothing is taken
-            due = self._database.run(claims.take_due, batch, grace_s, full)
+            due = self._database.run(outbox.take_due, batch, grace_s, full)
             self._queues.update(run.queue for run in due)
             self._publisher.publish(due)
             if len(due) < batch:

@@ -7,8 +7,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic import ValidationError
+
 from onceonly_jobs.config import Settings
+from onceonly_jobs.contracts.runs import RunRequest
 from onceonly_jobs.contracts.schedules import ScheduleFields, SchedulePatch, ScheduleRequest
+from onceonly_jobs.domain.actions import has_actions
 from onceonly_jobs.domain.plans import Plan
 from onceonly_jobs.domain.runs import JobSpec
 from onceonly_jobs.domain.schedules import (
@@ -19,11 +23,12 @@ from onceonly_jobs.domain.schedules import (
     Origin,
     Overlap,
     tick_key,
+    tick_name,
     utc,
 )
-from onceonly_jobs.errors import ScheduleExists, ScheduleNotFound, Unsupported
+from onceonly_jobs.errors import ScheduleExists, ScheduleNotFound
 from onceonly_jobs.services import account
-from onceonly_jobs.services.runs import pick_job
+from onceonly_jobs.services.runs import actions_job, pick_job
 from onceonly_jobs.services.settling import until_settled
 from onceonly_jobs.store import jobs
 from onceonly_jobs.store import schedules as store
@@ -55,14 +60,38 @@ def job_of(
     definition: Definition, name: str, at: datetime, known: list[JobSpec], settings: Settings
 ) -> JobSpec:
     """The job of a schedule's run. Raises UnknownTask."""
+    if has_actions(definition.metadata):
+        return actions_job(settings.default_queue)
     key = tick_key(name, at)
     return pick_job(known, definition.task, key, settings.default_job, settings.default_queue)
 
 
+def run_metadata(definition: Definition, name: str, tick: datetime, source: str) -> dict[str, Any]:
+    """What a schedule's run carries."""
+    metadata: dict[str, Any] = {
+        **(definition.metadata or {}),
+        "schedule": {"name": name, "tick": tick_name(tick), "source": source},
+    }
+    for field in ("task", "agent_id", "payload"):
+        value = getattr(definition, field)
+        if value is not None:
+            metadata[field] = value
+    return metadata
+
+
+def check_run(definition: Definition, name: str, at: datetime) -> None:
+    """Hold what the runs will carry to the rules of POST /ai/run. Raises BadSchedule."""
+    metadata = run_metadata(definition, name, at, "scheduler")
+    try:
+        RunRequest.model_validate({"key": tick_key(name, at), "metadata": metadata})
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise BadSchedule("metadata", f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from None
+
+
 def _check_job(definition: Definition, name: str, at: datetime, settings: Settings) -> Operation[None]:
-    """Raises UnknownTask, Unsupported, and BadSchedule for a queue that nobody serves."""
-    if (definition.metadata or {}).get("actions"):
-        raise Unsupported("metadata.actions", "schedules do not run planned tool calls")
+    """Raises UnknownTask, and BadSchedule for what no run may carry and for a queue that nobody serves."""
+    check_run(definition, name, at)
     known = yield from jobs.registered()
     job_of(definition, name, at, known, settings)
     queues = {settings.default_queue, *(spec.queue for spec in known)}
@@ -88,7 +117,7 @@ def create(
 ) -> Operation[Schedule]:
     """A new schedule; the same one again is answered like the first time.
 
-    Raises BadSchedule, UnknownTask, Unsupported, ScheduleExists.
+    Raises BadSchedule, UnknownTask, ScheduleExists.
     """
     definition = definition_of(request)
     now = yield from store.clock()
@@ -135,7 +164,7 @@ def change(
 ) -> Operation[Schedule]:
     """Change the given fields. Of a schedule declared in code, these then stay as they are changed.
 
-    Raises ScheduleNotFound, BadSchedule, UnknownTask, Unsupported.
+    Raises ScheduleNotFound, BadSchedule, UnknownTask.
     """
     schedule = yield from _locked(tenant_id, name)
     definition = definition_of(patch, schedule.definition)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any
 
 from onceonly_jobs.config import Settings
 from onceonly_jobs.contracts.schedules import BackfillRequest
@@ -22,14 +21,14 @@ from onceonly_jobs.domain.schedules import (
     trigger_key,
     utc,
 )
-from onceonly_jobs.errors import UnknownTask
+from onceonly_jobs.errors import Refusal
 from onceonly_jobs.services import runs
-from onceonly_jobs.services.quota import QuotaUsedUp
-from onceonly_jobs.services.schedules import find, job_of
+from onceonly_jobs.services.quota import Refused
+from onceonly_jobs.services.schedules import find, job_of, run_metadata
 from onceonly_jobs.store import jobs, schedules, usage
 from onceonly_jobs.store import ticks as store
 from onceonly_jobs.store.account import Caller
-from onceonly_jobs.store.claims import Due
+from onceonly_jobs.store.outbox import Due
 from onceonly_jobs.store.runs import Taken, Taking
 from onceonly_jobs.store.schedules import Name, Schedule
 from onceonly_jobs.store.statement import Operation, autocommit, read_only
@@ -130,16 +129,16 @@ def _fire(
         active = yield from store.active_run(schedule.tenant_id, schedule.name, key)
         if active is not None:
             return noted(TickState.SKIPPED, f"{active} was still active")
-    try:
-        job = job_of(schedule.definition, schedule.name, tick, known, settings)
-    except UnknownTask as refusal:
-        return noted(TickState.REFUSED, str(refusal))
     due_at = tick + jitter(schedule.tenant_id, schedule.name, tick, schedule.definition.jitter_s)
     delay_s = max(0.0, (due_at - schedule.read_at).total_seconds())
-    taking = _taking(caller, schedule, job, key, tick, "scheduler", settings, delay_s)
+    try:
+        job = job_of(schedule.definition, schedule.name, tick, known, settings)
+        taking = _taking(caller, schedule, job, key, tick, "scheduler", settings, delay_s)
+    except Refusal as refusal:  # the job is gone, or the plan has become a smaller one
+        return noted(TickState.REFUSED, str(refusal))
     taking = replace(taking, slot=served.slot)
     taken = yield from runs.taking_operation(caller, taking)(caller, taking)
-    if isinstance(taken, QuotaUsedUp):
+    if isinstance(taken, Refused):
         return noted(TickState.REFUSED, str(taken.refusal))
     if taken.outcome == "refused":
         return noted(TickState.REFUSED, taken.run.error_message)
@@ -167,14 +166,7 @@ def _taking(
     delay_s: float = 0,
 ) -> Taking:
     definition = schedule.definition
-    metadata: dict[str, Any] = {
-        **(definition.metadata or {}),
-        "schedule": {"name": schedule.name, "tick": tick_name(tick), "source": source},
-    }
-    for field_name in ("task", "agent_id", "payload"):
-        value = getattr(definition, field_name)
-        if value is not None:
-            metadata[field_name] = value
+    metadata = run_metadata(definition, schedule.name, tick, source)
     taking = runs.job_taking(
         caller,
         job,
@@ -206,7 +198,7 @@ def due_of(taking: Taking, taken: Taken) -> Due:
 class Started:
     """A run that somebody asked for out of turn."""
 
-    taken: Taken | QuotaUsedUp
+    taken: Taken | Refused
     due: Due | None
     """To be published, if it is a new one."""
 
@@ -235,7 +227,7 @@ def _start(
     job = job_of(schedule.definition, schedule.name, tick, known, settings)
     taking = _taking(caller, schedule, job, key, tick, source, settings)
     taken = yield from runs.taking_operation(caller, taking)(caller, taking)
-    if isinstance(taken, QuotaUsedUp) or taken.outcome not in ("acquired", "refused"):
+    if isinstance(taken, Refused) or taken.outcome not in ("acquired", "refused"):
         return Started(taken, None)
     refused = taken.outcome == "refused"
     state = TickState.REFUSED if refused else TickState.FIRED

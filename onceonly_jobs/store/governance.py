@@ -12,12 +12,13 @@ HOUR = "date_trunc('hour', onceonly_now(), 'UTC')"
 DAY = "(onceonly_now() AT TIME ZONE 'UTC')::date"
 
 # What the agent has used in the current windows. A window that is over counts nothing.
-WINDOWS = f"""
+USED = f"""
     LATERAL (SELECT
         CASE WHEN a.hour_at = {HOUR} THEN a.hour_actions ELSE 0 END AS actions,
         CASE WHEN a.day_on = {DAY} THEN a.day_spend_micro_usd ELSE 0 END AS spend,
         CASE WHEN a.day_on = {DAY} THEN a.day_calls ELSE '{{}}' END AS calls
-    ) w"""
+    )"""
+WINDOWS = f"{USED} w"
 
 # The larger of what the caller declares and the tool's price.
 COST = """
@@ -51,10 +52,16 @@ VERDICT = f"""
     FROM agents a, {WINDOWS}, {COST}
     WHERE a.tenant_id = :tenant_id AND a.agent_id = :agent_id"""
 
-# The wire's word for each code; domain/governance.REASONS says the same, and a test compares them.
-REASON = """CASE code WHEN 'ok' THEN 'within_budget' WHEN 'max_spend_usd_per_day_exceeded' THEN 'daily_spend_exceeded'
+
+def reason(code: str) -> str:
+    """SQL for the wire's word for a code; domain/governance.REASONS says the same, and a test compares them."""
+    return f"""CASE {code} WHEN 'ok' THEN 'within_budget'
+    WHEN 'max_spend_usd_per_day_exceeded' THEN 'daily_spend_exceeded'
     WHEN 'tool_explicitly_blocked' THEN 'tool_not_allowed' WHEN 'tool_not_in_allowed_list' THEN 'tool_not_allowed'
-    ELSE code END"""
+    ELSE {code} END"""
+
+
+REASON = reason("code")
 
 
 def risk(tool: str) -> str:
@@ -63,6 +70,12 @@ def risk(tool: str) -> str:
         f"CASE WHEN lower({tool}) ~ '{'|'.join(HIGH_RISK)}' THEN 'high' "
         f"WHEN lower({tool}) ~ '{'|'.join(MEDIUM_RISK)}' THEN 'medium' ELSE 'low' END"
     )
+
+
+def window_end(code: str) -> str:
+    """SQL for when the window ends of the limit that refused with this code."""
+    return f"""CASE {code} WHEN 'max_actions_per_hour_exceeded' THEN {HOUR} + interval '1 hour'
+        ELSE ({DAY} + 1)::timestamp AT TIME ZONE 'UTC' END"""
 
 
 RESERVE = f"""

@@ -102,6 +102,8 @@ runs = sa.Table(
     # Server-run jobs only, from here to publications.
     sa.Column("worker_lease_id", sa.Text),
     sa.Column("deadline_at", Time),
+    # The job's own, as its worker had it at the claim.
+    sa.Column("time_limit_s", sa.Integer),
     sa.Column("job", sa.Text),
     sa.Column("queue", sa.Text),
     _required("attempt", sa.Integer(), "0"),
@@ -146,6 +148,13 @@ runs = sa.Table(
         "ix_runs_unknown", "tenant_id", "started_at", "id", postgresql_where=sa.text("state = 'unknown'")
     ),
     sa.Index("ix_runs_confirm", "confirm_at", postgresql_where=sa.text("state = 'unknown'")),
+    # What went wrong, for whoever looks for it. All other states are either few or most.
+    sa.Index(
+        "ix_runs_stopped",
+        "tenant_id",
+        sa.text("id DESC"),
+        postgresql_where=sa.text("state IN ('failed', 'cancelled')"),
+    ),
     # The relay's two questions: what is due, and whose claim has expired.
     sa.Index("ix_runs_due", "publish_at", postgresql_where=sa.text("state = 'queued'")),
     # The kill switch's question.
@@ -169,6 +178,28 @@ runs = sa.Table(
     ),
 )
 
+run_actions = sa.Table(
+    "run_actions",
+    metadata,
+    # What was decided on the tool calls of a run with `metadata.actions`, each once, and what came of it.
+    sa.Column("tenant_id", sa.Text, primary_key=True),
+    # The decision that let the run in: one per taking of its key, the same in every attempt.
+    sa.Column("run_decision_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("position", sa.Integer, primary_key=True, autoincrement=False),
+    _required("decision_id", sa.BigInteger()),
+    _required("code", sa.Text()),
+    _required("cost_micro_usd", sa.BigInteger(), "0"),
+    _required("call_key", sa.Text()),
+    # The run that carries the call out, or has done so for somebody else; its key may be taken again later.
+    sa.Column("call_id", sa.BigInteger),
+    sa.Column("call_decision_id", sa.BigInteger),
+    _required("at", Time, "onceonly_now()"),
+    sa.Column("done_at", Time),
+    sa.Column("outcome", sa.Text),
+    sa.Column("message", sa.Text),
+    sa.Column("result", JSON),
+)
+
 agents = sa.Table(
     "agents",
     metadata,
@@ -189,14 +220,28 @@ agents = sa.Table(
 policy_versions = sa.Table(
     "policy_versions",
     metadata,
-    # Append-only: who changed which policy, when, and what it was then.
-    sa.Column("tenant_id", sa.Text, primary_key=True),
-    sa.Column("agent_id", sa.Text, primary_key=True),
-    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    # Append-only: who changed which policy, when, and what it was then; and who threw or released the switch, which
+    # leaves the policy, and so its version, as they are.
+    _identity(),
+    _required("tenant_id", sa.Text()),
+    _required("agent_id", sa.Text()),
+    _required("version", sa.Integer()),
     _required("at", Time, "onceonly_now()"),
     sa.Column("actor", sa.Text),
     _required("change", sa.Text()),
-    _required("policy", JSONB()),
+    sa.Column("reason", sa.Text),
+    sa.Column("policy", JSONB),
+    _written_by(),
+    sa.Index(
+        "uq_policy_versions_version",
+        "tenant_id",
+        "agent_id",
+        "version",
+        unique=True,
+        postgresql_where=sa.text("policy IS NOT NULL"),
+    ),
+    sa.Index("ix_policy_versions_written", "transaction_id", "id"),
+    sa.Index("ix_policy_versions_agent", "tenant_id", "agent_id", sa.text("id DESC")),
 )
 
 tools = sa.Table(
@@ -217,6 +262,7 @@ tools = sa.Table(
     sa.Column("description", sa.Text),
     _required("effect", sa.Text()),
     sa.Column("confirm_url", sa.Text),
+    sa.Column("dedup_ttl_s", sa.Integer),
     _required("created_at", Time, "onceonly_now()"),
     _required("updated_at", Time, "onceonly_now()"),
     sa.CheckConstraint("effect IN ('read', 'idempotent', 'reconcilable', 'irreversible')", name="effect"),
@@ -233,6 +279,8 @@ jobs = sa.Table(
     sa.Column("time_limit_s", sa.Integer),
     _required("description", sa.Text()),
     _required("registered_at", Time, "onceonly_now()"),
+    # Of a Python function that agents may call as a tool; null for any other job.
+    sa.Column("effect", sa.Text),
 )
 
 schedules = sa.Table(
@@ -375,6 +423,44 @@ feed_events = sa.Table(
     sa.Column("message", sa.Text),
     sa.Column("data", JSON),
     sa.Index("ix_feed_events_recent", "tenant_id", sa.text("id DESC")),
+)
+
+webhooks = sa.Table(
+    "webhooks",
+    metadata,
+    sa.Column("tenant_id", sa.Text, primary_key=True),
+    _required("url", sa.Text()),
+    _required("secret_id", sa.Text()),
+    _required("secret_mask", sa.Text()),
+    # As a tool's: see vault.py.
+    _required("secret_sealed", sa.Text()),
+    _required("created_at", Time, "onceonly_now()"),
+    _required("updated_at", Time, "onceonly_now()"),
+)
+
+notifications = sa.Table(
+    "notifications",
+    metadata,
+    # The outbox of the webhooks: a row is written by the statement that is its cause.
+    _identity(),
+    _required("message_id", sa.Text(), "'msg_' || gen_random_uuid()"),
+    _required("tenant_id", sa.Text()),
+    _required("at", Time, "onceonly_now()"),
+    _required("type", sa.Text()),
+    _required("data", JSON()),
+    # Of those that have it, one per tenant and value.
+    sa.Column("once", sa.Text),
+    _required("state", sa.Text(), "'pending'"),
+    _required("attempts", sa.Integer(), "0"),
+    sa.Column("due_at", Time, server_default=sa.text("onceonly_now()")),
+    sa.Column("delivered_at", Time),
+    sa.Column("status", sa.Integer),
+    sa.Column("error", sa.Text),
+    sa.CheckConstraint("state IN ('pending', 'delivered', 'dead')", name="state"),
+    sa.UniqueConstraint("tenant_id", "once"),
+    sa.Index("ix_notifications_due", "tenant_id", "due_at", postgresql_where=sa.text("state = 'pending'")),
+    sa.Index("ix_notifications_latest", "tenant_id", sa.text("id DESC")),
+    sa.Index("ix_notifications_old", "at"),
 )
 
 audit_decisions = sa.Table(

@@ -30,6 +30,16 @@ class JobContext:
         self._time_left_s = time_left_s
 
     @property
+    def claim(self) -> Claim:
+        """The right by which it runs, for what only its current holder may write."""
+        return self._claim
+
+    @property
+    def interrupt(self) -> Interrupt:
+        """What stops this handler."""
+        return self._interrupt
+
+    @property
     def key(self) -> str:
         """The idempotency key of the run."""
         return self._claim.key
@@ -55,6 +65,11 @@ class JobContext:
     def attempt(self) -> int:
         """Which start of the run this is, from 1."""
         return self._claim.attempt
+
+    @property
+    def effect(self) -> str | None:
+        """What a second call may do, of a run that carries a tool call out; None for any other."""
+        return self._claim.effect
 
     @property
     def max_attempts(self) -> int:

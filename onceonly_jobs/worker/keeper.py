@@ -98,7 +98,9 @@ class Keeper:
         """Why the handler has to stop, or None: the claim is good for another lease."""
         asked_at = time.monotonic()
         try:
-            beat = self._runtime.database.run(claims.heartbeat, self._claim, self._settings.worker_lease_s)
+            beat = self._runtime.database.run(
+                claims.heartbeat, self._claim, self._settings.worker_lease_s, self._settings.retention_s
+            )
         except Exception as error:
             return self._unanswered(error)
         if not isinstance(beat, Beat):
@@ -139,9 +141,13 @@ class Keeper:
         if not claim.repeatable:
             return  # a call that may have happened: its end says what is known of it
         try:
-            self._runtime.database.run(
-                claims.fail, claim, TIMEOUT, TIMEOUT_MESSAGE, retention_s, dead_lettered=True
+            failure = claims.Failure(
+                error_code=TIMEOUT,
+                message=TIMEOUT_MESSAGE,
+                dead_lettered=not claim.tool_call,
+                repeatable=claim.tool_call,
             )
+            self._runtime.database.run(claims.end_as_failed, claim, failure, retention_s)
         except Exception as error:
             logger.warning("run %s: timeout not recorded yet: %s", claim.id, brief(error))
         else:

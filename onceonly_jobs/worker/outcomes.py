@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from onceonly_jobs.domain.fingerprint import compact_json, storable
 
 MAX_MESSAGE = 2000
+EXCERPT = 4096
 LONGEST_DELAY_S = 30 * 86_400
 
 

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from onceonly_jobs.domain.governance import Code
 from onceonly_jobs.domain.plans import Kind
 from onceonly_jobs.domain.runs import Claim
 from onceonly_jobs.domain.states import Owner
-from onceonly_jobs.store import account, claims, events, leases, locks, runs, schedules, ticks, unknown, usage
+from onceonly_jobs.store import (
+    account,
+    actions,
+    claims,
+    events,
+    leases,
+    listing,
+    locks,
+    outbox,
+    runs,
+    schedules,
+    ticks,
+    unknown,
+    usage,
+    webhooks,
+)
+from onceonly_jobs.store.listing import Filter
 from onceonly_jobs.store.runs import Taking
 from onceonly_jobs.store.statement import Statement
 from onceonly_jobs.store.unknown import Settlement
@@ -29,6 +47,8 @@ TABLES = (
     "usage_counters",
     "schedules",
     "schedule_ticks",
+    "run_actions",
+    "notifications",
 )
 
 FILL = f"""
@@ -50,6 +70,12 @@ INSERT INTO api_keys (id, tenant_id, key_sha256, preview)
 SELECT 'k' || n, 't0', decode(md5(n::text), 'hex'), 'x' FROM generate_series(1, {ROWS}) n;
 INSERT INTO audit_decisions (tenant_id, tool, run_key, allowed, decision, policy_reason, policy_code, risk_level)
 SELECT 't' || mod(n, 5), 'x', 'k' || n, true, 'executed', 'x', 'x', 'low' FROM generate_series(1, {ROWS}) n;
+INSERT INTO webhooks (tenant_id, url, secret_id, secret_mask, secret_sealed)
+SELECT 't' || n, 'x', 'x', 'x', 'x' FROM generate_series(0, 4) n;
+INSERT INTO notifications (tenant_id, type, data, state, at)
+SELECT 't' || mod(n, 5), 'x', '{{}}', (ARRAY['delivered', 'pending', 'dead'])[1 + mod(n, 3)],
+       now() - n * interval '1 hour'
+FROM generate_series(1, {ROWS}) n;
 INSERT INTO usage_counters (tenant_id, kind, day, slot)
 SELECT 't' || mod(n, 50), 'ai', date '2020-01-01' + n / 50, 0 FROM generate_series(1, {ROWS}) n;
 INSERT INTO schedules (tenant_id, name, every_s, tz, anchor_at, misfire, misfire_grace_s, catch_up_limit, jitter_s,
@@ -59,6 +85,8 @@ SELECT 't' || mod(n, 5), 's' || n, 60, 'UTC', now(), 'once', 5, 100, 0, 'allow',
 INSERT INTO schedule_ticks (tenant_id, name, tick_at, key, state, source)
 SELECT 't' || mod(n, 5), 's' || mod(n, 2000), now() + n * interval '1 second', 'k' || n, 'fired', 'scheduler'
 FROM generate_series(1, {ROWS}) n;
+INSERT INTO run_actions (tenant_id, run_decision_id, position, decision_id, code, call_key)
+SELECT 't' || mod(n, 5), n / 10, mod(n, 10), n, 'ok', 'k' || n FROM generate_series(1, {ROWS}) n;
 ANALYZE;
 """
 
@@ -89,14 +117,21 @@ HOT: list[Statement[Any]] = [
     runs.take(TAKING),
     runs.find("t2", "k7"),
     leases.extend("t2", "k7", "l", 60),
+    leases.extend_governed("t2", "k7", "l", 60, 60),
     leases.complete("t2", "k7", "l", {}, None, 60),
     leases.cancel("t2", "k7", "l", None, 60),
     claims.claim(7, "echo", "wl", 15, None, 60),
-    claims.heartbeat(CLAIM, 15),
+    claims.heartbeat(CLAIM, 15, 60),
+    claims.heartbeat(replace(CLAIM, agent_id="a"), 15, 60),
+    claims.is_current("t", "k", 1),
     claims.complete(CLAIM, {}, "h", 60),
     claims.retry(CLAIM, 1, "x", "x"),
-    claims.reap(100, 60),
-    claims.take_due(100, 2, []),
+    claims.hold_claim(CLAIM),
+    actions.decided(CLAIM),
+    actions.find(CLAIM, 3),
+    actions.finish(CLAIM, 3, "x", Code.OK, status="ok", message=None, result={}),
+    outbox.reap(100, 60),
+    outbox.take_due(100, 2, []),
     unknown.take_confirmable(100, "x"),
     unknown.calls("t2", 50, 0),
     unknown.settle("t2", Settlement(key="k7", happened=True, actor="x"), 60),
@@ -105,6 +140,17 @@ HOT: list[Statement[Any]] = [
     events.timeline_length("t2", "k7"),
     events.latest("t2", "", 50, 0),
     events.feed("t2", 50, 0),
+    events.after("t2", "k7", 5, 500),
+    events.milestones("t2", "k7", 5),
+    events.feed_after("t2", ROWS, [], 500),
+    events.feed_end("t2"),
+    claims.fail(CLAIM, claims.Failure(error_code="x"), 60),
+    webhooks.take(32, 4, 60),
+    webhooks.notifications("t2", None, 50, 0),
+    listing.by_key("t2", "k7"),
+    listing.runs(Filter(tenant_id="t2", state="failed", job="x"), 50, 0),
+    listing.total(Filter(tenant_id="t2", state="failed", job="x")),
+    listing.runs(Filter(tenant_id=None, state="in_progress"), 50, 0),
     usage.month("t2"),
     usage.lock_cap("t2", Kind.AI),
     schedules.due(100, []),
@@ -149,4 +195,4 @@ def test_hot_statements_never_scan_a_table(filled: sa.Connection) -> None:
 
 def test_a_missing_index_would_be_noticed(filled: sa.Connection) -> None:
     filled.exec_driver_sql("DROP INDEX ix_runs_due")
-    assert sequential_scans(filled, claims.take_due(100, 2, [])) == ["runs"]
+    assert sequential_scans(filled, outbox.take_due(100, 2, [])) == ["runs"]

@@ -20,7 +20,7 @@ from onceonly_jobs.domain.runs import JobSpec
 from onceonly_jobs.domain.schedules import BadSchedule, Origin
 from onceonly_jobs.errors import ScheduleExists, ScheduleNotFound, UnknownTask
 from onceonly_jobs.services import account, claims, governance, runs, schedules, ticks
-from onceonly_jobs.services.quota import QuotaUsedUp
+from onceonly_jobs.services.quota import Refused
 from onceonly_jobs.services.ticks import Served
 from onceonly_jobs.store import schedules as store
 from onceonly_jobs.store.account import Caller
@@ -341,6 +341,21 @@ def test_ticks_are_governed_like_any_run(
     assert [row["allowed"] for row in decisions][:3] == [True, True, False]
 
 
+def test_a_schedule_may_plan_tool_calls(
+    db: Database, make: Any, serve: Any, clock: Clock, caller: Caller
+) -> None:
+    make(task=None, agent_id="robot", metadata={"actions": [{"tool": "send_email"}]})
+    clock.advance(1)
+    assert serve().due[0].job == runs.ACTIONS
+    (row,) = rows(db, "SELECT job, metadata FROM runs LIMIT 1")
+    assert (row["metadata"]["agent_id"], row["job"]) == ("robot", runs.ACTIONS)
+    db.run(account.set_plan, "t", Plan.FREE)
+    clock.advance(1)
+    serve()
+    newest = db.run(ticks.latest, "t", "s", 1, 0)[0]
+    assert (newest.state.value, newest.detail) == ("refused", "upgrade required")
+
+
 def test_the_kill_switch_stops_ticks(
     db: Database, make: Any, serve: Any, clock: Clock, caller: Caller
 ) -> None:
@@ -372,7 +387,7 @@ def test_ticks_are_metered_and_a_used_up_quota_refuses_them(
     assert found[:3] == ["fired", "fired", "refused"]
     assert len(run_keys(db)) == 2
     started = db.run(ticks.trigger, free, "s", None, settings)
-    assert isinstance(started.taken, QuotaUsedUp)
+    assert isinstance(started.taken, Refused)
 
 
 def test_a_disabled_tenants_schedules_rest(

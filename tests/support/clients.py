@@ -109,6 +109,7 @@ class Sdk(Methods):
         self.client = client
         self.calls = calls
         self.ai = AiMethods(client.ai, face, pool)
+        self.gov = Methods(client.gov, face, pool)
 
     def native(self, function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
         """A coroutine function as users of this face would write it: as it is, or as a plain function."""

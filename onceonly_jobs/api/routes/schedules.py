@@ -31,7 +31,7 @@ from onceonly_jobs.contracts.schedules import (
 )
 from onceonly_jobs.domain.schedules import BadSchedule
 from onceonly_jobs.services import schedules, ticks
-from onceonly_jobs.services.quota import QuotaUsedUp
+from onceonly_jobs.services.quota import Refused
 from onceonly_jobs.services.ticks import Coming, Started
 from onceonly_jobs.store.runs import Taken
 from onceonly_jobs.store.schedules import Schedule
@@ -173,7 +173,7 @@ async def backfill(name: Named, body: BackfillRequest, state: Held, caller: Aski
 
 
 def _published(state: State, started: Started) -> Taken:
-    if isinstance(started.taken, QuotaUsedUp):
+    if isinstance(started.taken, Refused):
         raise started.taken.refusal
     if started.due is not None:
         state.publisher.submit(started.due)
