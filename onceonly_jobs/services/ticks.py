@@ -96,7 +96,8 @@ def serve(name: Name, settings: Settings) -> Operation[Served | None]:
     moved = yield from schedules.advance(
         schedule, next_tick_at=what.next_at, last_tick_at=what.fire[-1] if what.fire else None
     )
-    assert moved, "its row is locked"  # noqa: S101
+    if not moved:
+        raise RuntimeError(f"schedule {schedule.name} moved under its lock: nothing is stored")
     return served
 
 
