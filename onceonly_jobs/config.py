@@ -129,6 +129,11 @@ class Settings(BaseSettings):
         le=300,
         description="How long a tool call is waited for before its answer is 409 `in_progress`.",
     )
+    schedule_tenant: str = Field(
+        "default",
+        min_length=1,
+        description="Tenant of the schedules that code declares (`@job(..., cron=...)`); made if it is new.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Log level.")
     log_format: Literal["console", "json"] = Field(
         "console", description="Form of a log line: for people, or a JSON object."

@@ -22,6 +22,7 @@ from onceonly_jobs.api.routes import (
     governance,
     health,
     locks,
+    schedules,
     streams,
     tools,
     unknown,
@@ -82,6 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
         governance.router,
         tools.router,
         unknown.router,
+        schedules.router,
         webhooks.router,
     ):
         app.include_router(

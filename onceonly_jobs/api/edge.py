@@ -111,7 +111,7 @@ class ContractRoute(APIRoute):
             bind_contextvars(tenant=caller.tenant_id)
             await state.limiter.check(caller)
             strict = StrictRequest(_as_json(request.scope), request.receive)
-            if request.method == "POST":
+            if request.method in ("POST", "PATCH"):
                 await strict.load(state.settings.max_body_bytes)
             _bind_names(strict)
             return await handle(strict)

@@ -79,12 +79,13 @@ def worker(concurrency: Concurrency = None, queues: Queues = None, app: App = No
 
 
 def beat(app: App = None) -> None:
-    """Publish due runs, take back those of dead workers, and send what the app's own schedule asks for."""
+    """Serve schedules, publish due runs, take back those of dead workers, and send what the app's own
+    `beat_schedule` asks for."""
     _celery(app, "beat", [])
 
 
 def relay() -> None:
-    """Publish due runs and take back those of dead workers, without Celery's scheduler."""
+    """Publish due runs and take back those of dead workers. Serves no schedules: that is for `beat`."""
     from onceonly_jobs.config import Settings
     from onceonly_jobs.telemetry import configure_logging
     from onceonly_jobs.worker.app import touch_ready_file

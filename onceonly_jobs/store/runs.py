@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -46,6 +46,10 @@ class Taking:
     """How long a refusal stays under the key."""
     publish_grace_s: float = 0
     """How long the relay leaves the publication of a due run to the process that took the key."""
+    schedule: str | None = None
+    """The schedule that asks for it, if one does."""
+    slot: int = field(default_factory=slot)
+    """Which counter row it adds to: takings of one transaction share one, or two transactions may deadlock."""
     acting: bool = False
     """It makes tool calls, each of which is judged by itself: of the run only the kill switch is asked."""
 
@@ -78,7 +82,7 @@ _FRESH = "r.state IN ('completed', 'failed')"
 _COLUMNS = """tenant_id, key, owner, state, fencing_token, run_id, agent_id, fingerprint, metadata, lease_id,
     lease_ttl_s, lease_until_at, job, tool, queue, max_attempts, due_at, publish_at, first_seen_at, started_at,
     decision_id, reserved_micro_usd, reserved_at, error_code, error_message, done_at, retain_until_at,
-    traceparent"""
+    traceparent, schedule"""
 
 _REPLACED = ", ".join(
     f"{name} = excluded.{name}"
@@ -135,7 +139,7 @@ WITH verdict AS MATERIALIZED ({verdict}
         CASE WHEN NOT {allowed} THEN onceonly_now() END,
         CASE WHEN NOT {allowed} THEN
             onceonly_now() + make_interval(secs => CAST(:retention_s AS integer)) END,
-        CAST(:traceparent AS text)
+        CAST(:traceparent AS text), CAST(:schedule AS text)
     FROM verdict v
     ON CONFLICT (tenant_id, key) DO UPDATE SET
         {_REPLACED}, {_CLEARED}, attempt = 0, publications = 0, dead_lettered = false, repeatable = false,
@@ -223,9 +227,10 @@ def take(taking: Taking) -> Statement[Taken | None]:
         "delay_s": taking.delay_s,
         "publish_in_s": taking.delay_s + taking.publish_grace_s,
         "kind": Kind.AI.value,
-        "slot": slot(),
+        "slot": taking.slot,
         "retention_s": taking.retention_s,
         "traceparent": traceparent(),
+        "schedule": taking.schedule,
     }
     name, query = "runs.take", _TAKE
     if taking.acting:

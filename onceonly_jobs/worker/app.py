@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from onceonly_jobs.config import Settings
 from onceonly_jobs.dispatch.brief import brief
 from onceonly_jobs.dispatch.celeryconf import queue, worker_conf
-from onceonly_jobs.services import claims
+from onceonly_jobs.services import claims, schedules
 from onceonly_jobs.store.database import Database
 from onceonly_jobs.telemetry import configure_logging
 from onceonly_jobs.worker import confirm
@@ -94,18 +94,30 @@ def _celery_result(outcome: Outcome) -> str:
 
 
 def announce(settings: Settings, jobs: Registry) -> None:
-    """Make the jobs known to the API. Waits for the database for as long as it takes."""
+    """Make the jobs known to the API, and their schedules. Waits for the database for as long as it takes."""
     database = Database(settings.require_database_url(), pool_size=1)
     specs = [job.spec(settings.default_queue) for job in jobs]
     while True:
         try:
             database.run(claims.announce, specs)
+            _declare(settings, database, jobs)
         except SQLAlchemyError as error:
             logger.warning("jobs not announced, the database is away: %s", brief(error))
             time.sleep(ANNOUNCE_PAUSE_S)
         else:
             break
     database.close()
+
+
+def _declare(settings: Settings, database: Database, jobs: Registry) -> None:
+    requests = [job.schedule for job in jobs if job.schedule is not None]
+    if not requests:
+        return
+    declared = database.run(schedules.declare, requests, settings)
+    for name in declared.kept:
+        logger.warning("schedule %s was made over the API: what the code declares is left out", name)
+    for name in declared.deleted:
+        logger.info("schedule %s was deleted over the API, and stays so", name)
 
 
 def touch_ready_file() -> None:

@@ -1,4 +1,4 @@
-"""`celery beat` with our relay in it: every tick also publishes due runs and reaps expired claims."""
+"""`celery beat` with our relay and our schedules in it: it publishes due runs, reaps expired claims, serves ticks."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from onceonly_jobs.store.database import Database
 from onceonly_jobs.worker.app import touch_ready_file
 from onceonly_jobs.worker.courier import Courier
 from onceonly_jobs.worker.operators import start_exporter
+from onceonly_jobs.worker.ticker import TickerThread
 
 
 def make_relay(settings: Settings) -> Relay:
@@ -37,25 +38,27 @@ def show_figures(settings: Settings) -> None:
 
 
 class Scheduler(beat.Scheduler):  # type: ignore[misc]
-    """Keeps the app's own `beat_schedule` in memory, as Celery's does, and drives the relay."""
+    """Keeps the app's own `beat_schedule` in memory, as Celery's does, and drives the relay and the ticker."""
 
     def __init__(self, app: Any, *args: Any, lazy: bool = False, **options: Any) -> None:
         super().__init__(app, *args, lazy=lazy, **options)
         self._relay = None if lazy else make_relay(app.onceonly.settings)
         if not lazy:
             show_figures(app.onceonly.settings)
+        self._ticker = None if lazy else TickerThread(app.onceonly.settings)
         self._relay_at = 0.0
         self._ready = False
 
     @property
     def info(self) -> str:
-        return "    . relay -> due runs, expired claims"
+        return "    . relay -> due runs, expired claims\n    . ticker -> schedules"
 
     def tick(self, *args: Any, **options: Any) -> float:
         """Send what is due. Returns seconds until the next call."""
         delay_s = float(super().tick(*args, **options) or 0)
-        if self._relay is None:
+        if self._relay is None or self._ticker is None:
             return delay_s
+        self._ticker.start()
         if time.monotonic() >= self._relay_at:
             self._relay_at = time.monotonic() + self._relay.tick()
             self._say_ready()
@@ -65,3 +68,9 @@ class Scheduler(beat.Scheduler):  # type: ignore[misc]
         if not self._ready:
             self._ready = True
             touch_ready_file()
+
+    def close(self) -> None:
+        """Stop, once what has begun is done."""
+        super().close()
+        if self._ticker is not None:
+            self._ticker.close()

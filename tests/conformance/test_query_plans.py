@@ -25,6 +25,8 @@ from onceonly_jobs.store import (
     locks,
     outbox,
     runs,
+    schedules,
+    ticks,
     unknown,
     usage,
     webhooks,
@@ -44,6 +46,8 @@ TABLES = (
     "api_keys",
     "audit_decisions",
     "usage_counters",
+    "schedules",
+    "schedule_ticks",
     "run_actions",
     "notifications",
 )
@@ -75,6 +79,13 @@ SELECT 't' || mod(n, 5), 'x', '{{}}', (ARRAY['delivered', 'pending', 'dead'])[1 
 FROM generate_series(1, {ROWS}) n;
 INSERT INTO usage_counters (tenant_id, kind, day, slot)
 SELECT 't' || mod(n, 50), 'ai', date '2020-01-01' + n / 50, 0 FROM generate_series(1, {ROWS}) n;
+INSERT INTO schedules (tenant_id, name, every_s, tz, anchor_at, misfire, misfire_grace_s, catch_up_limit, jitter_s,
+                       overlap, next_tick_at, origin, created_by, updated_by)
+SELECT 't' || mod(n, 5), 's' || n, 60, 'UTC', now(), 'once', 5, 100, 0, 'allow', now() + n * interval '1 second', 'api',
+       'k', 'k' FROM generate_series(1, {ROWS}) n;
+INSERT INTO schedule_ticks (tenant_id, name, tick_at, key, state, source)
+SELECT 't' || mod(n, 5), 's' || mod(n, 2000), now() + n * interval '1 second', 'k' || n, 'fired', 'scheduler'
+FROM generate_series(1, {ROWS}) n;
 INSERT INTO run_actions (tenant_id, run_decision_id, position, decision_id, code, call_key)
 SELECT 't' || mod(n, 5), n / 10, mod(n, 10), n, 'ok', 'k' || n FROM generate_series(1, {ROWS}) n;
 ANALYZE;
@@ -152,6 +163,15 @@ HOT: list[Statement[Any]] = [
     listing.runs(Filter(tenant_id=None, state="in_progress"), 50, 0),
     usage.month("t2"),
     usage.lock_cap("t2", Kind.AI),
+    schedules.due(100, []),
+    schedules.next_due_in_s([]),
+    schedules.next_due_in_s([schedules.Name("t2", "s7")]),
+    schedules.take_due(schedules.Name("t2", "s7")),
+    schedules.list_all("t2", 50, 0),
+    ticks.latest("t2", "s7", 50, 0),
+    ticks.active_run("t2", "s7", "k"),
+    ticks.cancel_active("t2", "s7", "k", "x", 60),
+    ticks.forget_old(60, 1000),
 ]
 
 
