@@ -15,6 +15,7 @@ from onceonly_jobs.client.leases import Lease
 from onceonly_jobs.client.models import AiRun, CheckLockResult
 from onceonly_jobs.client.payloads import MetadataLike
 from onceonly_jobs.client.payloads import metadata as as_metadata
+from onceonly_jobs.client.schedules import SchedulesClient
 from onceonly_jobs.client.settings import ClientSettings, resolve
 from onceonly_jobs.client.transport import Connections, Driver
 from onceonly_jobs.client.wire import Flow, Json
@@ -77,6 +78,7 @@ class OnceOnly:
         self._ctx = self.driver.context
         self.ai = AiClient(self.driver)
         self.gov = GovernanceClient(self.driver)
+        self.schedules = SchedulesClient(self.driver)
 
     @property
     def api_key(self) -> str:
