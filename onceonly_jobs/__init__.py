@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from onceonly_jobs.jobs import Enqueued as Enqueued
     from onceonly_jobs.jobs import Jobs as Jobs
     from onceonly_jobs.worker.context import JobContext as JobContext
+    from onceonly_jobs.worker.functions import ToolContext as ToolContext
     from onceonly_jobs.worker.jobs import job as job
+    from onceonly_jobs.worker.jobs import tool as tool
     from onceonly_jobs.worker.outcomes import Fail as Fail
     from onceonly_jobs.worker.outcomes import Retry as Retry
 
@@ -68,7 +70,9 @@ _HOMES = {
     "Enqueued": "onceonly_jobs.jobs",
     "Jobs": "onceonly_jobs.jobs",
     "JobContext": "onceonly_jobs.worker.context",
+    "ToolContext": "onceonly_jobs.worker.functions",
     "job": "onceonly_jobs.worker.jobs",
+    "tool": "onceonly_jobs.worker.jobs",
     "Fail": "onceonly_jobs.worker.outcomes",
     "Retry": "onceonly_jobs.worker.outcomes",
 }
@@ -99,6 +103,7 @@ __all__ = [
     "Policy",
     "RateLimitError",
     "Retry",
+    "ToolContext",
     "UnauthorizedError",
     "ValidationError",
     "__version__",
@@ -107,6 +112,7 @@ __all__ = [
     "idempotent",
     "idempotent_ai",
     "job",
+    "tool",
 ]
 
 

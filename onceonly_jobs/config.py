@@ -94,6 +94,9 @@ class Settings(BaseSettings):
         604_800, ge=60, description="How long a finished run answers for its key, in seconds (7 days)."
     )
     max_wait_s: float = Field(30, ge=0, le=300, description="Longest long poll (`wait=`), in seconds.")
+    max_streams: int = Field(
+        200, ge=0, description="Live event streams that one API process serves at a time."
+    )
     max_body_bytes: int = Field(2_097_152, ge=65_536, description="Largest request body.")
     max_result_bytes: int = Field(1_048_576, ge=1024, description="Largest result of a run, as compact JSON.")
     duplicate_status_code: Annotated[Literal[200, 409], BeforeValidator(_digits)] = Field(

@@ -218,6 +218,13 @@ class ToolNotRegistered(Refusal):
         )
 
 
+class WebhookNotFound(Refusal):
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__({"error": "webhook_not_found", "message": "no webhook is set for notifications"})
+
+
 class TooManyTools(Refusal):
     """The tenant's plan has no room for another tool."""
 
@@ -325,6 +332,18 @@ class RateLimited(Refusal):
         super().__init__(
             {"error": "rate_limited", "message": f"too many requests; retry in {retry_after_s} s"},
             {"Retry-After": str(retry_after_s)},
+        )
+
+
+class TooManyStreams(Refusal):
+    """This process follows as many streams as it may."""
+
+    status = 503
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            {"error": "too_many_streams", "message": f"{limit} streams are open here already; try again"},
+            {"Retry-After": "5"},
         )
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from onceonly_jobs.config import Settings
 from onceonly_jobs.contracts.enqueue import EnqueueRequest
 from onceonly_jobs.dispatch.direct import DirectPublisher
+from onceonly_jobs.domain.actions import has_actions
 from onceonly_jobs.domain.plans import Plan
 from onceonly_jobs.domain.runs import JobSpec, Run
 from onceonly_jobs.domain.states import RunState
@@ -101,7 +102,7 @@ class Jobs:
         delay: seconds, or a timedelta, until it may start. ttl: its time limit in seconds.
         connection: one to the same database, in the caller's transaction. The run exists exactly when that
         transaction commits; the relay then publishes it.
-        Raises EnqueueError, UnknownTask, FingerprintMismatch, PlanLimitReached.
+        Raises EnqueueError, UnknownTask, FingerprintMismatch, PlanLimitReached, FeatureNotAvailable.
         """
         request = EnqueueRequest.of(
             job,
@@ -239,7 +240,9 @@ def _must_be(connection: object, kind: type, method: str) -> None:
 
 
 def _taking(known: _Known, request: EnqueueRequest, publish_grace_s: float) -> Taking:
-    """Raises UnknownTask."""
+    """Raises UnknownTask, EnqueueError, FeatureNotAvailable."""
+    if has_actions(request.metadata) != (request.job == runs.ACTIONS):
+        raise EnqueueError(f"metadata.actions are for the job {runs.ACTIONS!r}, which makes nothing else")
     spec = next((spec for spec in known.jobs if spec.name == request.job), None)
     if spec is None:
         raise UnknownTask(request.job, sorted(spec.name for spec in known.jobs))

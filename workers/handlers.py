@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from onceonly_jobs import Fail, JobContext, job
+from onceonly_jobs import Fail, JobContext, job, tool
 
 
 @job("word_count", max_attempts=5, time_limit_s=60)
@@ -28,3 +28,9 @@ def daily_report(ctx: JobContext) -> dict[str, Any]:
         # A service called here takes ctx.idempotency_key(section): a second attempt then repeats nothing.
     ctx.log("report built", day=day, sections=len(sections))
     return {"day": day, "sections": sections}
+
+
+@tool("convert_currency", effect="read")
+def convert_currency(amount: float, rate: float) -> dict[str, float]:
+    """A tool that agents call by `POST /v1/ai/run`, as far as their policy lets them."""
+    return {"amount": round(amount * rate, 2)}

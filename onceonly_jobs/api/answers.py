@@ -13,6 +13,7 @@ from onceonly_jobs.domain.runs import Run
 from onceonly_jobs.domain.states import RunState
 from onceonly_jobs.services.leases import WIRE_STATES
 from onceonly_jobs.store.events import Event, FeedEvent, Timeline
+from onceonly_jobs.store.listing import ListedRun
 from onceonly_jobs.store.locks import LockAnswer
 from onceonly_jobs.store.runs import Taken
 from onceonly_jobs.store.usage import Counters
@@ -139,6 +140,21 @@ def timeline_head(head: Timeline) -> dict[str, Any]:
         "last_type": head.last_type,
         "last_status": head.last_status,
         "events_count": head.events_count,
+    }
+
+
+def listed_run(run: ListedRun) -> dict[str, Any]:
+    """A run's timeline head, as above, and the run itself."""
+    shown = ("key", "state", "owner", "job", "agent_id", "attempt", "max_attempts", "progress", "error_code")
+    times = ("first_seen_at", "due_at", "started_at", "done_at")
+    return {
+        "run_id": run.run_id,
+        "last_ts": unix_s(run.last_at or run.first_seen_at),
+        "last_type": run.last_type or "",
+        "last_status": run.last_status,
+        "events_count": run.events_count,
+        "run": {name: getattr(run, name) for name in (*shown, "error_message")}
+        | {name: utc_iso(getattr(run, name)) for name in times},
     }
 
 

@@ -11,7 +11,18 @@ from fastapi.security import HTTPBearer
 
 from onceonly_jobs.api.edge import CommonHeaders
 from onceonly_jobs.api.problems import install
-from onceonly_jobs.api.routes import account, ai, events, governance, health, locks, tools, unknown
+from onceonly_jobs.api.routes import (
+    account,
+    ai,
+    events,
+    governance,
+    health,
+    locks,
+    streams,
+    tools,
+    unknown,
+    webhooks,
+)
 from onceonly_jobs.api.state import State
 from onceonly_jobs.config import Settings
 from onceonly_jobs.contracts.problem import problems
@@ -37,7 +48,9 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await state.hints.start()
+        state.streams.end_with_the_process()
         yield
+        state.streams.end()
         await state.aclose()
 
     app = FastAPI(
@@ -55,10 +68,12 @@ def create_app(settings: Settings) -> FastAPI:
         locks.router,
         ai.router,
         account.router,
+        streams.router,
         events.router,
         governance.router,
         tools.router,
         unknown.router,
+        webhooks.router,
     ):
         app.include_router(
             router, prefix="/v1", dependencies=[Depends(SHOWN_SCHEME)], responses=problems(*EVERYWHERE)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.datastructures import MutableHeaders
@@ -105,6 +106,25 @@ class ContractRoute(APIRoute):
             return await handle(strict)
 
         return guarded
+
+
+class DiscreetRoute(ContractRoute):
+    """Says what is wrong with a body, and shows nothing of it: any part of it may be a secret."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def discreet(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except RequestValidationError as error:
+                raise RequestValidationError([_hidden(one) for one in error.errors()]) from None
+
+        return discreet
+
+
+def _hidden(error: dict[str, Any]) -> dict[str, Any]:
+    return {**error, "input": {}} if error["loc"][0] == "body" else error
 
 
 def state_of(request: Request) -> State:

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 from onceonly_jobs.api.ratelimit import RateLimiter
+from onceonly_jobs.api.streaming import OpenStreams
 from onceonly_jobs.config import Settings
 from onceonly_jobs.dispatch.background import BackgroundPublisher
 from onceonly_jobs.dispatch.hints import HintListener
@@ -52,6 +53,7 @@ class State:
     hints: HintListener
     limiter: RateLimiter
     catalogue: JobCatalogue
+    streams: OpenStreams
 
     @classmethod
     def of(cls, settings: Settings) -> State:
@@ -63,6 +65,7 @@ class State:
             hints=HintListener(settings),
             limiter=RateLimiter(settings),
             catalogue=JobCatalogue(db, settings),
+            streams=OpenStreams(settings.max_streams),
         )
 
     async def aclose(self) -> None:

@@ -14,10 +14,9 @@ from onceonly_jobs.contracts.fields import utc_iso
 from onceonly_jobs.contracts.runs import RunRequest
 from onceonly_jobs.domain.governance import REASONS, Code, risk_level, usd
 from onceonly_jobs.domain.runs import Run
-from onceonly_jobs.domain.states import RunState
 from onceonly_jobs.errors import BudgetExceeded, CallInProgress, ToolNotFound
 from onceonly_jobs.services import calls
-from onceonly_jobs.services.calls import Wanted
+from onceonly_jobs.services.calls import Answer, Wanted
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.calls import Judged
 from onceonly_jobs.store.claims import Due
@@ -47,11 +46,14 @@ async def call_tool(state: State, caller: Caller, body: RunRequest, prefer: str 
     if judged.limit is not None:
         raise BudgetExceeded(_refusal(wanted, judged))
     if judged.run is None or judged.code not in (Code.OK, Code.IDEMPOTENCY):
-        return _answer(wanted, judged.code, ok=False, allowed=False, decision="blocked", result=None)
+        return _shown(wanted, calls.refusal(judged.code))
     if judged.code is Code.OK:
-        state.publisher.submit(_due(caller, wanted, judged.run))
+        state.publisher.submit(_due(caller, wanted, judged, judged.run))
     run = await wait_until_settled(state, caller.tenant_id, judged.run, _patience_s(state, prefer))
-    return _of_run(wanted, judged.code, run)
+    answer = calls.answer_of(judged.code, run)
+    if answer is None:
+        raise CallInProgress(run.key)
+    return _shown(wanted, answer)
 
 
 def _patience_s(state: State, prefer: str | None) -> float:
@@ -61,46 +63,27 @@ def _patience_s(state: State, prefer: str | None) -> float:
     return most if asked is None else min(most, float(asked.group(1)))
 
 
-def _due(caller: Caller, wanted: Wanted, run: Run) -> Due:
+def _due(caller: Caller, wanted: Wanted, judged: Judged, run: Run) -> Due:
     return Due(
         id=run.id,
         tenant_id=caller.tenant_id,
         key=run.key,
         agent_id=wanted.agent_id,
-        job=calls.JOB,
-        queue=wanted.queue,
+        job=judged.job,
+        queue=judged.queue,
         due_at=run.read_at,
     )
 
 
-def _of_run(wanted: Wanted, code: Code, run: Run) -> JSONResponse:
-    """What the run that carries the call out has to say."""
-    decision = "dedup" if code is Code.IDEMPOTENCY else "executed"
-    if run.state is RunState.COMPLETED:
-        return _answer(wanted, code, ok=True, allowed=True, decision=decision, result=run.result)
-    if run.state is RunState.UNKNOWN:
-        unknown = Code.OUTCOME_UNKNOWN
-        return _answer(wanted, unknown, ok=False, allowed=True, decision=decision, result=run.result)
-    if run.state is RunState.FAILED and run.error_code == "policy_blocked":
-        refused = Code(run.error_message or Code.AGENT_DISABLED)
-        return _answer(wanted, refused, ok=False, allowed=False, decision="blocked", result=None)
-    if run.finished:
-        result = run.result or {"error": run.error_code, "status": None, "message": run.error_code}
-        return _answer(wanted, Code.TOOL_ERROR, ok=False, allowed=True, decision=decision, result=result)
-    raise CallInProgress(run.key)
-
-
-def _answer(
-    wanted: Wanted, code: Code, *, ok: bool, allowed: bool, decision: str, result: dict[str, Any] | None
-) -> JSONResponse:
+def _shown(wanted: Wanted, answer: Answer) -> JSONResponse:
     body = {
-        "ok": ok,
-        "allowed": allowed,
-        "decision": decision,
-        "policy_reason": REASONS[code],
-        "policy_code": code.value,
+        "ok": answer.ok,
+        "allowed": answer.allowed,
+        "decision": answer.decision,
+        "policy_reason": REASONS[answer.code],
+        "policy_code": answer.code.value,
         "risk_level": risk_level(wanted.tool),
-        "result": result,
+        "result": answer.result,
     }
     return JSONResponse(body)
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from onceonly_jobs.api.ratelimit import parse_rate
+from onceonly_jobs.cli.tables import console, show_table
 from onceonly_jobs.config import Settings
 from onceonly_jobs.domain.plans import Plan
 from onceonly_jobs.errors import ConfigError
@@ -18,10 +15,6 @@ from onceonly_jobs.services import account
 from onceonly_jobs.store import migrations
 from onceonly_jobs.store.account import Tenant
 from onceonly_jobs.store.database import Database
-
-PIPED_WIDTH = 250
-
-console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
 
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
 tenants = typer.Typer(help="Tenants: separate namespaces with a plan each.", no_args_is_help=True)
@@ -161,17 +154,3 @@ def _known(name: str, tenant: Tenant | None) -> Tenant:
     if tenant is None:
         raise ConfigError(f"no tenant named {name!r}")
     return tenant
-
-
-def show_table(columns: list[str], rows: list[tuple[Any, ...]]) -> None:
-    """Print rows below their headings; times to the second, nothing as `-`."""
-    table = Table(*columns, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*(_shown(cell) for cell in row))
-    console.print(table)
-
-
-def _shown(cell: object) -> str:
-    if isinstance(cell, datetime):
-        return f"{cell:%Y-%m-%d %H:%M:%S}"
-    return "-" if cell is None else str(cell)

@@ -28,6 +28,8 @@ _MODULES = {
     "demo": "demo",
     "audit": "audit",
     "unknown": "unknown",
+    "runs": "runs",
+    "webhook": "webhook",
 }
 """Which file has which command: a part of the system shall not load what only an operator needs."""
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from onceonly_jobs.cli.admin import show_table
+from onceonly_jobs.cli.tables import show_table
 from onceonly_jobs.config import Settings
 from onceonly_jobs.contracts.unknown import SettleRequest
 from onceonly_jobs.domain.governance import usd
@@ -74,7 +74,7 @@ def settle(
         settings, key=key, happened=happened, result=_json(result), cost_usd=cost_usd, decision_id=decision
     )
     try:
-        verdict = _database(settings).run(service.settle, tenant, _actor(), request, settings.retention_s)
+        verdict = _database(settings).run(service.settle, tenant, actor(), request, settings.retention_s)
     except Refusal as refusal:
         raise ConfigError(f"{key}: {refusal}") from None
     typer.echo(f"{key}: {verdict.run.error_code or verdict.run.state}, settled by {verdict.actor}")
@@ -98,7 +98,7 @@ def _json(text: str | None) -> Any:
         raise ConfigError(f"--result is not JSON: {error}") from None
 
 
-def _actor() -> str:
+def actor() -> str:
     """Who is at the keyboard, as far as the machine knows."""
     try:
         return f"cli:{getpass.getuser()}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
 
@@ -69,12 +69,37 @@ class TimelineAnswer(BaseModel):
     events: list[TimelineEvent]
 
 
+RunStateName = Literal["queued", "in_progress", "completed", "failed", "cancelled", "unknown", "active"]
+
+
+class ListedRun(BaseModel):
+    """A run as it stands. Times are ISO 8601."""
+
+    key: str
+    state: str
+    owner: str
+    job: str | None
+    agent_id: str | None
+    attempt: int
+    max_attempts: int
+    progress: dict[str, Any] | None
+    error_code: str | None
+    error_message: str | None
+    first_seen_at: str
+    due_at: str | None
+    started_at: str | None
+    done_at: str | None
+
+
 class TimelineHead(BaseModel):
     run_id: str
     last_ts: int
     last_type: str
     last_status: str | None
     events_count: int
+    run: (
+        Annotated[ListedRun, Field(description="Only where runs were asked for by what they are.")] | None
+    ) = None
 
 
 class TimelinesAnswer(BaseModel):

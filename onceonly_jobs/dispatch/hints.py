@@ -23,6 +23,8 @@ from onceonly_jobs.dispatch.celeryconf import redis_py_url
 logger = logging.getLogger(__name__)
 
 CHANNEL = "onceonly:finished"
+ANYTHING = ""
+"""No key and no timeline has this name."""
 TIMEOUT_S = 1.0
 MAX_PAUSE_S = 5.0
 PING_S = 10.0
@@ -60,6 +62,10 @@ class HintSender:
             self._connected(self._url).publish(CHANNEL, encode(tenant_id, key))
         except (redis.RedisError, OSError) as error:
             logger.debug("hint not sent: %s", error)
+
+    def moved(self, tenant_id: str, run_id: str) -> None:
+        """Wake whoever follows this timeline."""
+        self.finished(tenant_id, run_id)
 
     def _connected(self, url: str) -> redis.Redis:
         if self._client is None or self._pid != os.getpid():
@@ -104,7 +110,10 @@ class HintListener:
 
     @asynccontextmanager
     async def waiting(self, tenant_id: str, key: str) -> AsyncIterator[asyncio.Event]:
-        """An event that is set when the key's run finishes. Read Postgres after entering, or miss a hint."""
+        """An event that is set when the key's run finishes, or the timeline of that name has news.
+
+        key may be ANYTHING: of this tenant. Read Postgres after entering, or miss a hint.
+        """
         name, event = (tenant_id, key), asyncio.Event()
         self._waiting[name].add(event)
         try:
@@ -125,9 +134,14 @@ class HintListener:
             self._wake((tenant_id, key))
             logger.debug("hint not sent: %s", error)
 
+    def moved_here(self, tenant_id: str, run_id: str) -> None:
+        """Wake whoever follows this timeline in this process; the others look again soon enough."""
+        self._wake((tenant_id, run_id))
+
     def _wake(self, name: tuple[str, str]) -> None:
-        for event in self._waiting.get(name, ()):
-            event.set()
+        for waited_for in (name, (name[0], ANYTHING)):
+            for event in self._waiting.get(waited_for, ()):
+                event.set()
 
     def _wake_all(self) -> None:
         """After a gap in the subscription: any of them may have missed theirs."""

@@ -89,6 +89,11 @@ class Claim:
         return self.effect is None or Effect(self.effect).repeatable
 
     @property
+    def tool_call(self) -> bool:
+        """Whether this is a call that governance has allowed, and not a job."""
+        return self.effect is not None
+
+    @property
     def attempts_left(self) -> bool:
         return self.attempt < self.max_attempts
 
@@ -104,3 +109,5 @@ class JobSpec:
     max_attempts: int = 3
     time_limit_s: int | None = None
     description: str = ""
+    effect: str | None = None
+    """The effect class of a Python function that agents call as a tool; None for any other job."""

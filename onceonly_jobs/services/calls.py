@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from onceonly_jobs.domain.canonical import args_hash
 from onceonly_jobs.domain.effects import Effect
 from onceonly_jobs.domain.fingerprint import canonical_json
-from onceonly_jobs.domain.governance import micro_usd, risk_level
+from onceonly_jobs.domain.governance import Code, micro_usd, risk_level
 from onceonly_jobs.domain.plans import LIMITS, Feature
+from onceonly_jobs.domain.states import FINISHED, RunState
 from onceonly_jobs.services.governance import require
 from onceonly_jobs.services.runs import new_lease_id
 from onceonly_jobs.services.settling import until_settled
-from onceonly_jobs.store import agents, calls, tools
+from onceonly_jobs.store import agents, calls, jobs, tools
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.calls import Call, Judged
 from onceonly_jobs.store.statement import Operation
@@ -24,6 +25,8 @@ from onceonly_jobs.store.tools import Tool
 
 JOB = "onceonly.tool_call"
 """The job that carries calls out. Its name can't be asked for by a run: a call is only made through a decision."""
+FUNCTION = "onceonly.tool."
+"""What the job of a Python function is named, before the tool's own name."""
 MAX_ATTEMPTS = 5
 """How often a call is started again whose worker died, where its effect allows it."""
 MAX_RUN_ID = 256
@@ -66,12 +69,61 @@ def judge(caller: Caller, wanted: Wanted) -> Operation[Judged]:
     require(caller, Feature.TOOLS)
     hashed = args_hash(wanted.args)
     yield from agents.lock(caller.tenant_id, wanted.agent_id)
-    tool = yield from tools.for_call(caller.tenant_id, wanted.agent_id, wanted.tool)
-    call = _call(caller, wanted, hashed, tool)
+    call = yield from as_judged(caller, wanted, hashed)
     return (yield from until_settled(lambda: calls.judge(call)))
 
 
-def _call(caller: Caller, wanted: Wanted, hashed: str, tool: Tool | None) -> Call:
+def as_judged(caller: Caller, wanted: Wanted, hashed: str, made_in: str | None = None) -> Operation[Call]:
+    """The call as the judging statement takes it, with its tool as it is registered now.
+
+    made_in: the run_id of the run whose action it is. That timeline is the run's, not the call's.
+    """
+    callee = yield from find_callee(caller.tenant_id, wanted)
+    call = _call(caller, wanted, hashed, callee)
+    if made_in is None:
+        return call
+    metadata = {**call.metadata, "run_id": call.metadata["run_id"] or made_in}
+    return replace(call, metadata=metadata, run_id=call.key if call.run_id == made_in else call.run_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Callee:
+    """What a tool's name stands for: a registered HTTP tool, or else a Python function of the workers."""
+
+    enabled: bool
+    effect: Effect
+    job: str
+    queue: str
+    max_attempts: int
+    time_limit_s: int
+
+
+def find_callee(tenant_id: str, wanted: Wanted) -> Operation[Callee | None]:
+    """The agent's own tool of that name, or the tenant's, or a function of the workers'; None when there is none."""
+    tool = yield from tools.for_call(tenant_id, wanted.agent_id, wanted.tool)
+    if tool is not None:
+        return Callee(
+            enabled=tool.enabled,
+            effect=tool.effect,
+            job=JOB,
+            queue=wanted.queue,
+            max_attempts=MAX_ATTEMPTS,
+            time_limit_s=_time_limit_s(tool),
+        )
+    spec = yield from jobs.find(FUNCTION + wanted.tool)
+    if spec is None or spec.effect is None or spec.time_limit_s is None:
+        return None
+    return Callee(
+        enabled=True,
+        effect=Effect(spec.effect),
+        job=spec.name,
+        queue=spec.queue,
+        max_attempts=spec.max_attempts,
+        time_limit_s=spec.time_limit_s,
+    )
+
+
+def _call(caller: Caller, wanted: Wanted, hashed: str, callee: Callee | None) -> Call:
     key = call_key(wanted.agent_id, wanted.tool, hashed)
     run_id = wanted.args.get("run_id")
     return Call(
@@ -90,23 +142,74 @@ def _call(caller: Caller, wanted: Wanted, hashed: str, tool: Tool | None) -> Cal
             "run_id": run_id,
         },
         spend_micro_usd=micro_usd(wanted.spend_usd),
-        registered=tool is not None,
-        enabled=tool is not None and tool.enabled,
-        effect=(tool.effect if tool is not None else Effect.IRREVERSIBLE).value,
+        registered=callee is not None,
+        enabled=callee is not None and callee.enabled,
+        effect=(callee.effect if callee else Effect.IRREVERSIBLE).value,
         risk_level=risk_level(wanted.tool),
         lease_id=new_lease_id(),
-        time_limit_s=_time_limit_s(tool),
+        time_limit_s=callee.time_limit_s if callee else BETWEEN_ATTEMPTS_S,
         dedup_s=LIMITS[caller.plan].default_ttl_s,
-        job=JOB,
-        queue=wanted.queue,
-        max_attempts=MAX_ATTEMPTS,
+        job=callee.job if callee else JOB,
+        queue=callee.queue if callee else wanted.queue,
+        max_attempts=callee.max_attempts if callee else MAX_ATTEMPTS,
         publish_grace_s=wanted.publish_grace_s,
     )
 
 
-def _time_limit_s(tool: Tool | None) -> int:
+class Ended(Protocol):
+    """A run, or what is known of one."""
+
+    @property
+    def state(self) -> RunState: ...
+    @property
+    def result(self) -> dict[str, Any] | None: ...
+    @property
+    def error_code(self) -> str | None: ...
+    @property
+    def error_message(self) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a call has come to, for whoever asked for it."""
+
+    code: Code
+    ok: bool
+    allowed: bool
+    decision: str
+    result: dict[str, Any] | None
+    message: str | None = None
+
+
+def refusal(code: Code) -> Answer:
+    """The answer to a call that was not allowed."""
+    return Answer(code=code, ok=False, allowed=False, decision="blocked", result=None)
+
+
+def answer_of(code: Code, run: Ended) -> Answer | None:
+    """What the run that carries an allowed call out has to say; None while it goes on."""
+    decision = "dedup" if code is Code.IDEMPOTENCY else "executed"
+    if run.state is RunState.COMPLETED:
+        return Answer(code=code, ok=True, allowed=True, decision=decision, result=run.result)
+    if run.state is RunState.FAILED and run.error_code == "policy_blocked":
+        return refusal(Code(run.error_message or Code.AGENT_DISABLED))
+    failed = Answer(
+        code=Code.TOOL_ERROR,
+        ok=False,
+        allowed=True,
+        decision=decision,
+        result=run.result,
+        message=run.error_message,
+    )
+    if run.state is RunState.UNKNOWN:
+        return replace(failed, code=Code.OUTCOME_UNKNOWN)
+    if run.state not in FINISHED:
+        return None
+    made_up = {"error": run.error_code, "status": None, "message": run.error_code}
+    return replace(failed, result=run.result or made_up)
+
+
+def _time_limit_s(tool: Tool) -> int:
     """Longer than every attempt and pause can take: the tool's own time-outs are what ends a call."""
-    if tool is None:
-        return BETWEEN_ATTEMPTS_S
     attempts = tool.max_retries + 1
     return math.ceil(attempts * (tool.timeout_ms / 1000 + BETWEEN_ATTEMPTS_S))

@@ -14,7 +14,7 @@ from onceonly_jobs.store import claims as store
 from onceonly_jobs.store import jobs
 from onceonly_jobs.store.claims import Beat, Due, Reaped
 from onceonly_jobs.store.claims import Failure as Failure
-from onceonly_jobs.store.statement import Operation, autocommit
+from onceonly_jobs.store.statement import Operation, autocommit, read_only
 
 RETENTION_S = 604_800
 
@@ -67,6 +67,12 @@ def heartbeat(claim: Claim, lease_s: float) -> Operation[Beat | Ending]:
         return beat
     standing = yield from store.standing(claim)
     return Ending.CANCELLED if standing == "cancelled" else Ending.LOST
+
+
+@read_only
+def is_current(tenant_id: str, key: str, fencing_token: int) -> Operation[bool]:
+    """Whether the worker with this token still holds the run, which nobody has stopped."""
+    return (yield from store.is_current(tenant_id, key, fencing_token))
 
 
 @autocommit

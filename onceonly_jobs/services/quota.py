@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from onceonly_jobs.domain.plans import LIMITS, Kind
 from onceonly_jobs.errors import PlanLimitReached
-from onceonly_jobs.store import usage
+from onceonly_jobs.store import usage, webhooks
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.statement import Operation
 
@@ -22,4 +22,16 @@ def counted_blocked(caller: Caller, kind: Kind, used: int, key: str) -> Operatio
     """Count the refused request and say why it was refused."""
     yield from usage.count_blocked(caller.tenant_id, kind, key)
     limit = LIMITS[caller.plan].quota(kind)
+    yield from webhooks.quota_reached(caller.tenant_id, kind, limit)
     return QuotaUsedUp(PlanLimitReached(caller.plan.value, kind.value, limit, used))
+
+
+TOLD_FOR = 1000
+"""How many calls beyond the quota look whether that was told: concurrent ones may all miss the first."""
+
+
+def told_beyond(caller: Caller, kind: Kind, used: int) -> Operation[None]:
+    """Tell that the quota is used up, on a plan that goes on all the same."""
+    limit = LIMITS[caller.plan].quota(kind)
+    if limit < used <= limit + TOLD_FOR:
+        yield from webhooks.quota_reached(caller.tenant_id, kind, limit)

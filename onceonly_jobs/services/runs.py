@@ -8,12 +8,14 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from onceonly_jobs.contracts.leases import LeaseRequest
+from onceonly_jobs.domain.actions import MOST_ACTIONS, has_actions
 from onceonly_jobs.domain.governance import micro_usd, risk_level
-from onceonly_jobs.domain.plans import LIMITS, Kind
+from onceonly_jobs.domain.plans import LIMITS, Feature, Kind
 from onceonly_jobs.domain.runs import JobSpec, Run
 from onceonly_jobs.domain.states import Owner
 from onceonly_jobs.errors import FingerprintMismatch, NotFound, UnknownTask
-from onceonly_jobs.services.quota import QuotaUsedUp, counted_blocked
+from onceonly_jobs.services.governance import require
+from onceonly_jobs.services.quota import QuotaUsedUp, counted_blocked, told_beyond
 from onceonly_jobs.services.settling import until_settled
 from onceonly_jobs.store import agents, jobs, runs, usage
 from onceonly_jobs.store.account import Caller
@@ -22,6 +24,10 @@ from onceonly_jobs.store.statement import Operation, autocommit, read_only
 
 INTERNAL = "onceonly."
 """Jobs of such names are not for runs to ask for."""
+ACTIONS = "onceonly.actions"
+"""The job that makes the tool calls of `metadata.actions`."""
+ACTION_ATTEMPTS = MOST_ACTIONS
+"""How often such a run may be started: if each attempt finishes one action before it is lost, all are done."""
 
 
 def new_lease_id() -> str:
@@ -59,10 +65,18 @@ def job_taking(
     publish_grace_s: float = 0,
     retention_s: int = 604_800,
 ) -> Taking:
-    """What POST /ai/run and Jobs.enqueue want to put under their key. Raises UnknownTask for an internal job."""
-    if job.name.startswith(INTERNAL):
+    """What POST /ai/run and Jobs.enqueue want to put under their key.
+
+    Raises UnknownTask for an internal job, unless it is the one of actions and there are some; then
+    FeatureNotAvailable where the plan has no tools.
+    """
+    acting = job.name == ACTIONS and has_actions(metadata)
+    if acting:
+        require(caller, Feature.TOOLS)
+    elif job.name.startswith(INTERNAL):
         raise UnknownTask(job.name, [])
     return Taking(
+        acting=acting,
         tenant_id=caller.tenant_id,
         key=key,
         owner=Owner.SERVER,
@@ -75,7 +89,7 @@ def job_taking(
         actor=caller.key_id,
         job=job.name,
         risk_level=risk_level(job.name),
-        spend_micro_usd=micro_usd((metadata or {}).get("spend_usd") or 0),
+        spend_micro_usd=0 if acting else micro_usd((metadata or {}).get("spend_usd") or 0),
         queue=queue or job.queue,
         max_attempts=job.max_attempts,
         delay_s=delay_s,
@@ -87,6 +101,11 @@ def job_taking(
 def _text(metadata: dict[str, Any], field: str) -> str | None:
     value = metadata.get(field)
     return value if isinstance(value, str) else None
+
+
+def actions_job(queue: str) -> JobSpec:
+    """The job of a run with `metadata.actions`."""
+    return JobSpec(name=ACTIONS, queue=queue, max_attempts=ACTION_ATTEMPTS)
 
 
 def pick_job(
@@ -114,6 +133,8 @@ def take(caller: Caller, taking: Taking) -> Operation[Taken]:
     taken = yield from until_settled(lambda: runs.take(taking))
     if taken.outcome == "mismatch":
         raise FingerprintMismatch(taking.key)
+    if taken.outcome == "acquired":
+        yield from told_beyond(caller, Kind.AI, taken.usage)
     return taken
 
 

@@ -8,6 +8,7 @@ from onceonly_jobs.contracts.unknown import SettleRequest
 from onceonly_jobs.domain.fingerprint import compact_json, result_hash
 from onceonly_jobs.domain.states import RunState
 from onceonly_jobs.errors import NotFound, SettlementConflict, SettlementReason
+from onceonly_jobs.services.calls import FUNCTION
 from onceonly_jobs.services.claims import actual_micro_usd
 from onceonly_jobs.services.leases import WIRE_STATES
 from onceonly_jobs.store import events, runs, tools
@@ -110,10 +111,17 @@ def take_confirmable(batch: int) -> Operation[list[Due]]:
 
 
 @autocommit
+def function_call(run: int) -> Operation[UnknownCall | None]:
+    """An unknown call of a Python function; None when it is settled, or no such call."""
+    call = yield from store.by_id(run)
+    return call if call is not None and call.job.startswith(FUNCTION) else None
+
+
+@autocommit
 def confirmable(run: int) -> Operation[tuple[UnknownCall, Tool] | None]:
     """An unknown call and the tool to ask about it; None when it is settled, or nobody can be asked."""
     call = yield from store.by_id(run)
-    if call is None:
+    if call is None or call.job.startswith(FUNCTION):
         return None
     tool = yield from tools.for_call(call.tenant_id, call.agent_id, call.tool)
     return None if tool is None or tool.confirm_url is None else (call, tool)

@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from onceonly_jobs.store.governance import DAY, HOUR
-from onceonly_jobs.store.rows import CONFIRM_LATER, FINISH, NEVER_SENT, REPEATABLE, finished
+from onceonly_jobs.store.rows import CONFIRM_LATER, FINISH, NEVER_SENT, REPEATABLE, finished, held_unknown
 from onceonly_jobs.store.statement import Statement, many, nothing, one_or_none
 
 _LOCK = sa.text("""
@@ -164,7 +164,7 @@ WITH before AS (
         {CONFIRM_LATER}
     FROM before WHERE r.id = before.id AND before.state = 'in_progress' AND NOT {REPEATABLE}
     RETURNING r.*
-), {finished("done", given_back="attempt = 0")}
+), {finished("done", given_back="attempt = 0", also=(held_unknown("held"),), told=None)}
 SELECT before.state, stopped.key FROM before
 JOIN (SELECT id, key FROM done UNION ALL SELECT id, key FROM held) stopped ON stopped.id = before.id
 """)
@@ -284,7 +284,7 @@ WITH recent AS (
     GROUP BY tool ORDER BY calls DESC, tool LIMIT 10
 )
 SELECT count(*) FILTER (WHERE decision = 'executed') AS actions,
-       count(*) FILTER (WHERE NOT allowed) AS blocked,
+       count(*) FILTER (WHERE NOT allowed AND decision <> 'dry_run') AS blocked,
        coalesce(sum(spend) FILTER (WHERE allowed), 0)::bigint AS spend_micro_usd,
        (SELECT coalesce(json_agg(json_build_array(tool, calls) ORDER BY calls DESC, tool), '[]') FROM by_tool)
            AS tools,

@@ -13,11 +13,12 @@ from onceonly_jobs.domain.governance import Code
 from onceonly_jobs.domain.plans import Kind
 from onceonly_jobs.domain.runs import Run
 from onceonly_jobs.store.events import event_row, recording
-from onceonly_jobs.store.governance import COST, DAY, HOUR, LIMITS, REASON, RESERVE, WINDOWS, permission
+from onceonly_jobs.store.governance import COST, LIMITS, REASON, RESERVE, WINDOWS, permission, window_end
 from onceonly_jobs.store.rows import RUN_COLUMNS, to_run
 from onceonly_jobs.store.runs import FREE
 from onceonly_jobs.store.statement import Statement, one_or_none
 from onceonly_jobs.store.usage import counting, slot
+from onceonly_jobs.store.webhooks import limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,24 +53,33 @@ class Judged:
     """The decision, and the run that carries the call out or has done so."""
 
     code: Code
+    decision_id: int
     run: Run | None
+    run_decision_id: int | None
+    """The decision that the run was made for: this one, or for a repeat the one that allowed the call."""
     at: datetime
     cost_micro_usd: int
     limit: float | None
     """The limit that refused, in calls or micro-dollars."""
     used: float | None
     resets_at: datetime
+    job: str
+    """Who carries an allowed call out, and on which queue."""
+    queue: str
 
 
-_VERDICT = f"""
+def verdict(windows: str = WINDOWS) -> str:
+    """SQL for the checks on a call: `standing` for what comes before its repeats, `budget` for what comes after."""
+    return f"""
     SELECT a.tenant_id, a.agent_id, a.policy, a.policy_version, w.actions, w.spend, w.calls, c.cost,
            CASE {permission("CAST(:tool AS text)")}
                WHEN NOT CAST(:registered AS boolean) THEN 'tool_not_found'
                WHEN NOT CAST(:enabled AS boolean) THEN 'tool_disabled'
                ELSE 'ok' END AS standing,
            CASE {LIMITS} ELSE 'ok' END AS budget
-    FROM agents a, {WINDOWS}, {COST}
+    FROM agents a, {windows}, {COST}
     WHERE a.tenant_id = :tenant_id AND a.agent_id = :agent_id"""
+
 
 _REFUSING = """
     CASE judged.code
@@ -82,13 +92,14 @@ _REFUSING = """
         WHEN 'max_calls_per_tool_exceeded' THEN coalesce((calls->>CAST(:tool AS text))::bigint, 0)
         WHEN 'max_spend_usd_per_day_exceeded' THEN spend
     END::double precision AS refusing_used,
-    CASE judged.code
-        WHEN 'max_actions_per_hour_exceeded' THEN {HOUR} + interval '1 hour'
-        ELSE ({DAY} + 1)::timestamp AT TIME ZONE 'UTC'
-    END AS resets_at""".replace("{HOUR}", HOUR).replace("{DAY}", DAY)
+    {ENDS} AS resets_at""".replace("{ENDS}", window_end("judged.code"))
 
-_JUDGE = sa.text(f"""
-WITH standing AS MATERIALIZED ({_VERDICT}
+_METERED = counting(Kind.AI, "answer", usage="code = 'ok'", charged="code = 'ok'")
+
+
+def _judging(counted: str) -> sa.TextClause:
+    return sa.text(f"""
+WITH standing AS MATERIALIZED ({verdict()}
 ), held AS (
     SELECT r.* FROM runs r WHERE r.tenant_id = :tenant_id AND r.key = :key AND NOT {FREE}
 ), judged AS MATERIALIZED (
@@ -124,7 +135,7 @@ WITH standing AS MATERIALIZED ({_VERDICT}
 ), answer AS (
     -- An allowed call that did not get its key lost it to somebody this snapshot does not show: asked again.
     SELECT judged.*, {_REFUSING} FROM judged WHERE judged.code <> 'ok' OR EXISTS (SELECT FROM won)
-), counted AS ({counting(Kind.AI, "answer", usage="code = 'ok'", charged="code = 'ok'")}
+), counted AS ({counted}
 ), decided AS (
     INSERT INTO audit_decisions (id, tenant_id, actor, agent_id, tool, run_key, allowed, decision, policy_reason,
                                  policy_code, risk_level, args_hash, spend_micro_usd, policy_version)
@@ -133,8 +144,11 @@ WITH standing AS MATERIALIZED ({_VERDICT}
            CASE code WHEN 'ok' THEN 'executed' WHEN 'tool_idempotency' THEN 'dedup' ELSE 'blocked' END,
            {REASON}, code, :risk_level, :args_hash, CASE code WHEN 'ok' THEN cost ELSE 0 END, policy_version
     FROM answer
+    RETURNING id
 ), reserved AS ({RESERVE.replace("FROM verdict v", "FROM answer v")}
-), calling AS ({event_row("'tool_call'", "'start'", source="won")}), {recording("calling")}, turned_away AS (
+), calling AS (
+    {event_row("'tool_call'", "'start'", source="won", more=", 'decision_id', decision_id")}
+), {recording("calling")}, turned_away AS (
     SELECT tenant_id, CAST(:run_id AS text) AS run_id, onceonly_now() AS at, 'tool_result' AS type,
            'blocked' AS status, CAST(NULL AS text) AS step, CAST(:tool AS text) AS tool, agent_id,
            {REASON} AS message, CAST(NULL AS bigint) AS duration_ms, json_build_object('key', :key) AS data
@@ -147,17 +161,24 @@ WITH standing AS MATERIALIZED ({_VERDICT}
            'ai', :key, CASE code WHEN 'ok' THEN 'executed' WHEN 'tool_idempotency' THEN 'dedup' ELSE 'blocked' END,
            agent_id, :tool, {REASON}
     FROM answer
-)
+), {limits("answer", "CAST(:tool AS text)")}
 SELECT answer.code AS code, answer.cost, answer.refusing_limit, answer.refusing_used, answer.resets_at,
-       onceonly_now() AS judged_at, run.*
+       onceonly_now() AS judged_at, (SELECT id FROM decided) AS judged_as, run.*
 FROM answer LEFT JOIN (
-    SELECT {RUN_COLUMNS} FROM won UNION ALL SELECT {RUN_COLUMNS} FROM held WHERE NOT EXISTS (SELECT FROM won)
+    SELECT {RUN_COLUMNS}, decision_id FROM won
+    UNION ALL SELECT {RUN_COLUMNS}, decision_id FROM held WHERE NOT EXISTS (SELECT FROM won)
 ) run ON true
 """)
 
 
-def judge(call: Call) -> Statement[Judged | None]:
+_JUDGE = _judging(_METERED)
+_JUDGE_UNMETERED = _judging("SELECT")
+
+
+def judge(call: Call, *, metered: bool = True) -> Statement[Judged | None]:
     """Decide on a call; allowed, it is reserved and queued. `agents.lock` must come before it in the transaction.
+
+    metered: it is a request of its own, which counts and is charged.
 
     None when the key was taken by somebody else after this statement's snapshot: ask again.
     """
@@ -165,15 +186,22 @@ def judge(call: Call) -> Statement[Judged | None]:
     def read(row: sa.RowMapping) -> Judged:
         return Judged(
             code=Code(row["code"]),
+            decision_id=row["judged_as"],
+            run_decision_id=row["decision_id"],
             run=None if row["id"] is None else to_run(row),
             at=row["judged_at"],
             cost_micro_usd=row["cost"],
             limit=row["refusing_limit"],
             used=row["refusing_used"],
             resets_at=row["resets_at"],
+            job=call.job,
+            queue=call.queue,
         )
 
     params = {name: getattr(call, name) for name in Call.__slots__}
     params["metadata"] = compact_json(call.metadata).decode()
-    params |= {"kind": Kind.AI.value, "slot": slot(), "fingerprint": None}
+    params["fingerprint"] = None
+    if not metered:
+        return Statement("calls.judge_unmetered", _JUDGE_UNMETERED, one_or_none(read), params)
+    params |= {"kind": Kind.AI.value, "slot": slot()}
     return Statement("calls.judge", _JUDGE, one_or_none(read), params)

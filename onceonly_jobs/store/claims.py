@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from onceonly_jobs.domain.fingerprint import compact_json
 from onceonly_jobs.domain.runs import Claim
-from onceonly_jobs.store.events import event_row, recording
+from onceonly_jobs.store.events import ATTEMPT_MS, elapsed_ms, event_row, recording
 from onceonly_jobs.store.governance import REASON, permission, risk
 from onceonly_jobs.store.rows import (
     CLAIM_COLUMNS,
@@ -19,9 +19,11 @@ from onceonly_jobs.store.rows import (
     NEVER_SENT,
     REPEATABLE,
     finished,
+    held_unknown,
     to_claim,
 )
 from onceonly_jobs.store.statement import Statement, count, one_or_none
+from onceonly_jobs.store.webhooks import failures
 
 _CLAIMABLE = "owner = 'server' AND state = 'queued' AND job = :job AND due_at <= onceonly_now()"
 
@@ -47,7 +49,7 @@ WITH gate AS (
         "'run_started'",
         "'started'",
         source="claimed",
-        duration="extract(epoch FROM started_at - first_seen_at) * 1000",
+        duration=elapsed_ms("due_at", "started_at"),
     )
 }), {recording("starting")}, refused AS (
     UPDATE runs SET state = 'failed', error_code = 'policy_blocked',
@@ -57,8 +59,8 @@ WITH gate AS (
 ), decided AS (
     INSERT INTO audit_decisions (tenant_id, agent_id, tool, run_key, allowed, decision, policy_reason, policy_code,
                                  risk_level, policy_version)
-    SELECT tenant_id, agent_id, tool, key, false, 'blocked', {REASON}, code, {
-    risk("tool")
+    SELECT tenant_id, agent_id, coalesce(tool, job), key, false, 'blocked', {REASON}, code, {
+    risk("coalesce(tool, job)")
 }, gate.policy_version
     FROM refused, gate
 ), {finished("refused", given_back="attempt = 0")}
@@ -141,6 +143,32 @@ def heartbeat(claim: Claim, lease_s: float) -> Statement[Beat | None]:
     )
 
 
+_HOLD_CLAIM = sa.text(f"SELECT FROM runs WHERE {_CURRENT} FOR UPDATE")
+
+
+def hold_claim(claim: Claim) -> Statement[bool]:
+    """Whether the claim is current; then nobody takes, stops or ends the run until the transaction ends."""
+    return Statement("claims.hold_claim", _HOLD_CLAIM, lambda r: r.first() is not None, _of(claim))
+
+
+_CURRENT_GRANT = sa.text("""
+SELECT EXISTS (
+    SELECT FROM runs WHERE tenant_id = :tenant_id AND key = :key AND fencing_token = :fencing_token
+        AND owner = 'server' AND state = 'in_progress' AND lease_until_at > onceonly_now()
+)
+""")
+
+
+def is_current(tenant_id: str, key: str, fencing_token: int) -> Statement[bool]:
+    """Whether the worker with this token still holds the run under a key, and the run was not stopped."""
+    return Statement(
+        "claims.is_current",
+        _CURRENT_GRANT,
+        lambda r: bool(r.scalar_one()),
+        {"tenant_id": tenant_id, "key": key, "fencing_token": fencing_token},
+    )
+
+
 _STANDING = sa.text("""
 SELECT CASE WHEN fencing_token = :fencing_token AND worker_lease_id = :worker_lease_id THEN state ELSE 'lost' END
 FROM runs WHERE id = :id
@@ -199,7 +227,7 @@ WITH done AS (
         error_code = NULL, error_message = NULL, {FINISH}
     WHERE {_CURRENT} AND deadline_at > onceonly_now()
     RETURNING *
-), {finished("done", actual="CAST(:actual_micro_usd AS bigint)")}
+), {finished("done", actual="CAST(:actual_micro_usd AS bigint)", told=None)}
 SELECT id FROM done
 """)
 
@@ -281,8 +309,7 @@ WITH held AS (
         {CONFIRM_LATER}
     WHERE {_CURRENT}
     RETURNING *
-), holding AS ({event_row("'outcome_unknown'", "'unknown'", source="held", message="error_message")}
-), {recording("holding")}
+), holding AS ({held_unknown("held")}), {recording("holding")}, {failures("held")}
 SELECT id FROM held
 """)
 
@@ -301,6 +328,17 @@ def hold_unknown(claim: Claim, message: str, result: dict[str, Any] | None) -> S
     )
 
 
+def _retried(message: str) -> str:
+    return event_row(
+        "'run_retried'",
+        "'queued'",
+        source="requeued",
+        message=message,
+        duration=ATTEMPT_MS,
+        more=f", 'error_code', error_code, 'due_in_ms', CAST({elapsed_ms('onceonly_now()', 'due_at')} AS bigint)",
+    )
+
+
 _RETRY = sa.text(f"""
 WITH requeued AS (
     UPDATE runs SET state = 'queued', version = version + 1, lease_until_at = NULL, deadline_at = NULL,
@@ -309,8 +347,7 @@ WITH requeued AS (
         publish_at = onceonly_now() + make_interval(secs => CAST(:delay_s AS double precision))
     WHERE {_CURRENT} AND {REPEATABLE}
     RETURNING *
-), retried AS ({event_row("'run_retried'", "'queued'", source="requeued", message="error_message")}
-), {recording("retried")}
+), retried AS ({_retried("error_message")}), {recording("retried")}
 SELECT id FROM requeued
 """)
 
@@ -359,31 +396,46 @@ def record_refusal(claim: Claim, message: str) -> Statement[None]:
     )
 
 
+# At the time of the last heartbeat's end, whenever somebody came to look.
+_LEASE_EXPIRED = event_row(
+    "'lease_expired'",
+    "'lost'",
+    source="taken_back",
+    at="lost_at",
+    message="'no heartbeat'",
+    duration=elapsed_ms("started_at", "lost_at"),
+)
+
 _REAP = sa.text(f"""
 WITH expired AS (
-    SELECT id FROM runs
+    SELECT id, lease_until_at AS lost_at FROM runs
     WHERE state = 'in_progress' AND owner = 'server' AND lease_until_at <= onceonly_now()
     ORDER BY lease_until_at LIMIT :batch FOR UPDATE SKIP LOCKED
 ), requeued AS (
     UPDATE runs r SET state = 'queued', version = version + 1, lease_until_at = NULL, deadline_at = NULL,
         error_code = 'worker_lost', due_at = onceonly_now(), publish_at = onceonly_now()
     FROM expired WHERE r.id = expired.id AND r.attempt < r.max_attempts AND {REPEATABLE}
-    RETURNING r.*
+    RETURNING r.*, lost_at
 ), lost AS (
     UPDATE runs r SET state = 'failed', error_code = 'worker_lost', dead_lettered = true,
-        error_message = 'the worker''s lease expired on the last attempt', {FINISH}
+        error_message = 'the worker''s lease expired on the last attempt', repeatable = effect IS NOT NULL, {
+    FINISH
+}
     FROM expired WHERE r.id = expired.id AND r.attempt >= r.max_attempts AND {REPEATABLE}
-    RETURNING r.*
+    RETURNING r.*, lost_at
 ), held AS (
     UPDATE runs r SET state = 'unknown', version = version + 1, lease_until_at = NULL, publish_at = NULL,
         error_code = 'outcome_unknown', error_message = 'the worker was lost during the call',
         {CONFIRM_LATER}
     FROM expired WHERE r.id = expired.id AND NOT {REPEATABLE}
-    RETURNING r.*
-), holding AS ({event_row("'outcome_unknown'", "'unknown'", source="held", message="error_message")}
-), {recording("holding")}
-, retried AS ({event_row("'run_retried'", "'queued'", source="requeued", message="'worker lost'")}
-), {recording("retried")}, {finished("lost")}
+    RETURNING r.*, lost_at
+), taken_back AS (
+    SELECT * FROM requeued UNION ALL SELECT * FROM lost UNION ALL SELECT * FROM held
+), {
+    finished(
+        "lost", also=(_LEASE_EXPIRED, _retried("'worker lost'"), held_unknown("held")), told="taken_back"
+    )
+}
 SELECT tenant_id, key, state FROM requeued UNION ALL SELECT tenant_id, key, state FROM lost
 UNION ALL SELECT tenant_id, key, state FROM held
 """)

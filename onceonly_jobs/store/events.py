@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from onceonly_jobs.domain.timelines import CLOSING, OPENING
 from onceonly_jobs.store.statement import Statement, many
 
 TIMELINE_COLUMNS = "tenant_id, run_id, at, type, status, step, tool, agent_id, message, duration_ms, data"
@@ -17,18 +18,21 @@ TIMELINE_COLUMNS = "tenant_id, run_id, at, type, status, step, tool, agent_id, m
 def recording(source: str) -> str:
     """Two CTEs that append an event per row of `source` and bring the heads of their timelines up to date.
 
-    `source` must have the columns of TIMELINE_COLUMNS. Several runs may share a timeline, and an upsert may
-    touch a row only once, hence the grouping; its order keeps concurrent batches from deadlocking.
+    `source` must have the columns of TIMELINE_COLUMNS. Several runs may share a timeline, and a statement may
+    upsert a row only once: hence one source for all of its events, and the grouping, whose order keeps concurrent
+    batches from deadlocking. An event gets its id while its timeline's head is locked: readers that go on from the
+    last id they have seen miss none, however transactions overlap.
     """
     return f"""
-    {source}_recorded AS (
-        INSERT INTO run_events ({TIMELINE_COLUMNS}) SELECT {TIMELINE_COLUMNS} FROM {source}
-    ), {source}_headed AS (
+    {source}_headed AS (
         INSERT INTO timelines AS t (tenant_id, run_id, last_at, last_type, last_status, events_count)
         SELECT tenant_id, run_id, max(at), (array_agg(type ORDER BY at DESC))[1],
                (array_agg(status ORDER BY at DESC))[1], count(*)
         FROM {source} GROUP BY tenant_id, run_id ORDER BY tenant_id, run_id
-        {HEAD_MOVES}
+        {HEAD_MOVES} RETURNING t.tenant_id, t.run_id
+    ), {source}_recorded AS (
+        INSERT INTO run_events ({TIMELINE_COLUMNS})
+        SELECT {TIMELINE_COLUMNS} FROM {source} JOIN {source}_headed USING (tenant_id, run_id) ORDER BY at
     )"""
 
 
@@ -49,14 +53,27 @@ def event_row(
     message: str = "NULL",
     duration: str = "NULL",
     at: str = "onceonly_now()",
+    more: str = "",
 ) -> str:
-    """SELECT of one timeline event per row of `source`, a CTE of runs. type_ and status are SQL."""
+    """SELECT of one timeline event per row of `source`, a CTE of runs. type_ and status are SQL.
+
+    more: further pairs for the event's data, as SQL that begins with a comma; pairs that are null are left out.
+    """
     return f"""
         SELECT tenant_id, run_id, {at} AS at, {type_} AS type, {status} AS status,
                CAST(NULL AS text) AS step, CAST(coalesce(tool, job) AS text) AS tool, agent_id,
                CAST({message} AS text) AS message, CAST({duration} AS bigint) AS duration_ms,
-               json_build_object('key', key, 'attempt', attempt) AS data
+               json_strip_nulls(json_build_object('key', key, 'attempt', attempt{more})) AS data
         FROM {source}"""
+
+
+def elapsed_ms(since: str, until: str = "onceonly_now()") -> str:
+    """SQL for the milliseconds between two times."""
+    return f"extract(epoch FROM {until} - {since}) * 1000"
+
+
+ATTEMPT_MS = elapsed_ms("coalesce(started_at, first_seen_at)")
+"""How long the attempt has taken that ends now; of a run that never started, how long it was there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,19 +115,21 @@ class FeedEvent:
     data: dict[str, Any] | None
 
 
+_AT = "coalesce(to_timestamp(CAST(:ts AS double precision)), onceonly_now())"
+
 _APPEND = sa.text(f"""
-WITH appended AS (
+WITH headed AS (
+    INSERT INTO timelines AS t (tenant_id, run_id, last_at, last_type, last_status)
+    VALUES (:tenant_id, :run_id, {_AT}, :type, CAST(:status AS text))
+    {HEAD_MOVES} RETURNING t.tenant_id, t.run_id
+), appended AS (
     INSERT INTO run_events (tenant_id, run_id, at, type, status, step, tool, req_id, lease_id, agent_id,
                             message, duration_ms, data)
-    VALUES (:tenant_id, :run_id, coalesce(to_timestamp(CAST(:ts AS double precision)), onceonly_now()), :type,
-            CAST(:status AS text), CAST(:step AS text), CAST(:tool AS text), CAST(:req_id AS text),
-            CAST(:lease_id AS text), CAST(:agent_id AS text), CAST(:message AS text),
-            CAST(:duration_ms AS bigint), CAST(:data AS json))
-    RETURNING *
-), headed AS (
-    INSERT INTO timelines AS t (tenant_id, run_id, last_at, last_type, last_status)
-    SELECT tenant_id, run_id, at, type, status FROM appended
-    {HEAD_MOVES}
+    SELECT tenant_id, run_id, {_AT}, :type, CAST(:status AS text), CAST(:step AS text), CAST(:tool AS text),
+           CAST(:req_id AS text), CAST(:lease_id AS text), CAST(:agent_id AS text), CAST(:message AS text),
+           CAST(:duration_ms AS bigint), CAST(:data AS json)
+    FROM headed
+    RETURNING id
 )
 SELECT id FROM appended
 """)
@@ -152,6 +171,42 @@ def timeline(tenant_id: str, run_id: str, limit: int, offset: int) -> Statement[
         _TIMELINE,
         many(lambda row: Event(**row)),
         {"tenant_id": tenant_id, "run_id": run_id, "limit": limit, "offset": offset},
+    )
+
+
+_AFTER = sa.text("""
+SELECT id, at, type, status, duration_ms, step, tool, req_id, lease_id, agent_id, message, data
+FROM run_events WHERE tenant_id = :tenant_id AND run_id = :run_id AND id > :after
+ORDER BY id LIMIT :limit
+""")
+
+
+def after(tenant_id: str, run_id: str, event_id: int, limit: int) -> Statement[list[Event]]:
+    """A run's events with larger ids, in the order in which they were written."""
+    return Statement(
+        "events.after",
+        _AFTER,
+        many(lambda row: Event(**row)),
+        {"tenant_id": tenant_id, "run_id": run_id, "after": event_id, "limit": limit},
+    )
+
+
+_MILESTONES = sa.text(f"""
+SELECT type, data->>'key' AS key FROM run_events
+WHERE tenant_id = :tenant_id AND run_id = :run_id AND id <= :until AND type IN ({
+    ", ".join(f"'{name}'" for name in sorted(OPENING | CLOSING))
+})
+ORDER BY id
+""")
+
+
+def milestones(tenant_id: str, run_id: str, until: int) -> Statement[list[tuple[str, str | None]]]:
+    """Types and keys of the events up to an id that say whether the timeline's runs have ended."""
+    return Statement(
+        "events.milestones",
+        _MILESTONES,
+        many(lambda row: (row["type"], row["key"])),
+        {"tenant_id": tenant_id, "run_id": run_id, "until": until},
     )
 
 
@@ -212,3 +267,28 @@ def feed(tenant_id: str, limit: int, offset: int) -> Statement[list[FeedEvent]]:
         many(lambda row: FeedEvent(**row)),
         {"tenant_id": tenant_id, "limit": limit, "offset": offset},
     )
+
+
+_FEED_AFTER = sa.text("""
+SELECT id, at, type, kind, key, status, agent_id, tool, message, data FROM feed_events
+WHERE tenant_id = :tenant_id AND id > :after AND id <> ALL (CAST(:seen AS bigint[]))
+ORDER BY id LIMIT :limit
+""")
+
+
+def feed_after(tenant_id: str, event_id: int, seen: list[int], limit: int) -> Statement[list[FeedEvent]]:
+    """The namespace's activity with larger ids than event_id, oldest first, without those already seen."""
+    return Statement(
+        "events.feed_after",
+        _FEED_AFTER,
+        many(lambda row: FeedEvent(**row)),
+        {"tenant_id": tenant_id, "after": event_id, "seen": seen, "limit": limit},
+    )
+
+
+_FEED_END = sa.text("SELECT coalesce(max(id), 0) FROM feed_events WHERE tenant_id = :tenant_id")
+
+
+def feed_end(tenant_id: str) -> Statement[int]:
+    """The id of the namespace's latest activity; 0 where there was none."""
+    return Statement("events.feed_end", _FEED_END, lambda r: int(r.scalar_one()), {"tenant_id": tenant_id})

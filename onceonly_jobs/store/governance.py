@@ -12,12 +12,13 @@ HOUR = "date_trunc('hour', onceonly_now(), 'UTC')"
 DAY = "(onceonly_now() AT TIME ZONE 'UTC')::date"
 
 # What the agent has used in the current windows. A window that is over counts nothing.
-WINDOWS = f"""
+USED = f"""
     LATERAL (SELECT
         CASE WHEN a.hour_at = {HOUR} THEN a.hour_actions ELSE 0 END AS actions,
         CASE WHEN a.day_on = {DAY} THEN a.day_spend_micro_usd ELSE 0 END AS spend,
         CASE WHEN a.day_on = {DAY} THEN a.day_calls ELSE '{{}}' END AS calls
-    ) w"""
+    )"""
+WINDOWS = f"{USED} w"
 
 # The larger of what the caller declares and the tool's price.
 COST = """
@@ -63,6 +64,12 @@ def risk(tool: str) -> str:
         f"CASE WHEN lower({tool}) ~ '{'|'.join(HIGH_RISK)}' THEN 'high' "
         f"WHEN lower({tool}) ~ '{'|'.join(MEDIUM_RISK)}' THEN 'medium' ELSE 'low' END"
     )
+
+
+def window_end(code: str) -> str:
+    """SQL for when the window ends of the limit that refused with this code."""
+    return f"""CASE {code} WHEN 'max_actions_per_hour_exceeded' THEN {HOUR} + interval '1 hour'
+        ELSE ({DAY} + 1)::timestamp AT TIME ZONE 'UTC' END"""
 
 
 RESERVE = f"""

@@ -53,7 +53,7 @@ WITH done AS (
         result_hash = CAST(:result_hash AS text), {FINISH}
     WHERE {_HELD} AND owner = 'caller' AND state = 'in_progress'
     RETURNING *
-), {finished("done")}
+), {finished("done", told=None)}
 SELECT {RUN_COLUMNS} FROM done
 """)
 
@@ -118,7 +118,7 @@ WITH done AS (
         lease_until_at = CASE WHEN owner = 'server' AND state = 'in_progress' THEN lease_until_at END, {FINISH}
     WHERE {_HELD} AND state IN ('queued', 'in_progress')
     RETURNING *
-), {finished("done", given_back="attempt = 0")}
+), {finished("done", given_back="attempt = 0", told=None)}
 SELECT {RUN_COLUMNS} FROM done
 """)
 

@@ -6,8 +6,9 @@ import sqlalchemy as sa
 
 from onceonly_jobs.domain.runs import Claim, Run
 from onceonly_jobs.domain.states import Owner, RunState
-from onceonly_jobs.store.events import event_row, recording
+from onceonly_jobs.store.events import ATTEMPT_MS, elapsed_ms, event_row, recording
 from onceonly_jobs.store.governance import booked, settlement
+from onceonly_jobs.store.webhooks import failures
 
 RUN_COLUMNS = """id, key, run_id, owner, state, version, fencing_token, lease_id, lease_ttl_s, lease_until_at,
     deadline_at, first_seen_at, done_at, result, result_hash, error_code, error_message, onceonly_now() AS read_at"""
@@ -66,20 +67,41 @@ def to_claim(row: sa.RowMapping) -> Claim:
     )
 
 
-def finished(source: str, *, actual: str = "CAST(NULL AS bigint)", given_back: str = "false") -> str:
+def held_unknown(source: str) -> str:
+    """SELECT of the events that tell of runs which `source` has just put on hold."""
+    return event_row(
+        "'outcome_unknown'", "'unknown'", source=source, message="error_message", duration=ATTEMPT_MS
+    )
+
+
+def finished(
+    source: str,
+    *,
+    actual: str = "CAST(NULL AS bigint)",
+    given_back: str = "false",
+    also: tuple[str, ...] = (),
+    told: str | None = "",
+) -> str:
     """CTEs for runs that `source` has just finished: timeline, feed, the outcome of their decision, its settlement.
 
-    actual and given_back are SQL over the runs, as in `governance.settlement`.
+    actual and given_back are SQL over the runs, as in `governance.settlement`. also: SELECTs of further events
+    that the statement has to tell of. told: the runs whose failure webhooks are told of, another CTE than `source`;
+    None: whoever ends these runs knows.
     """
     status = "CASE state WHEN 'completed' THEN 'completed' ELSE 'failed' END"
     result = "CASE state WHEN 'completed' THEN 'ok' ELSE 'error' END"
     before = "onceonly_now() - interval '1 microsecond'"
-    duration = "extract(epoch FROM onceonly_now() - coalesce(started_at, first_seen_at)) * 1000"
+    total = f", 'total_ms', CAST({elapsed_ms('first_seen_at')} AS bigint)"
+    further = "".join(f" UNION ALL {event}" for event in also)
     return f"""
     finishing AS (
         {event_row("'tool_result'", result, source=source, message="error_message", at=before)}
         WHERE effect IS NOT NULL
-        UNION ALL {event_row("'run_finished'", status, source=source, message="error_code", duration=duration)}
+        UNION ALL {
+        event_row(
+            "'run_finished'", status, source=source, message="error_code", duration=ATTEMPT_MS, more=total
+        )
+    }{further}
     ),
     {recording("finishing")}, fed AS (
         INSERT INTO feed_events (tenant_id, type, kind, key, status, agent_id, message)
@@ -88,8 +110,8 @@ def finished(source: str, *, actual: str = "CAST(NULL AS bigint)", given_back: s
         INSERT INTO audit_outcomes
             (decision_id, tenant_id, outcome, error_code, spend_micro_usd, overrun, latency_ms)
         SELECT decision_id, tenant_id, state, error_code, {booked(actual, given_back)},
-               coalesce({actual} > reserved_micro_usd, false), CAST({duration} AS bigint)
+               coalesce({actual} > reserved_micro_usd, false), CAST({ATTEMPT_MS} AS bigint)
         FROM {source} WHERE decision_id IS NOT NULL
         ON CONFLICT (decision_id) DO NOTHING
     ), settled AS ({settlement(source, actual, given_back)}
-    )"""
+    ){"" if told is None else ", " + failures(told or source)}"""

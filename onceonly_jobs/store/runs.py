@@ -11,11 +11,12 @@ from onceonly_jobs.domain.fingerprint import compact_json
 from onceonly_jobs.domain.plans import Kind
 from onceonly_jobs.domain.runs import Run
 from onceonly_jobs.domain.states import Owner
-from onceonly_jobs.store.events import event_row, recording
+from onceonly_jobs.store.events import elapsed_ms, event_row, recording
 from onceonly_jobs.store.governance import REASON, RESERVE, VERDICT
 from onceonly_jobs.store.rows import RETAINED, RUN_COLUMNS, to_run
 from onceonly_jobs.store.statement import Statement, one_or_none
 from onceonly_jobs.store.usage import MONTH_USAGE, counting, slot
+from onceonly_jobs.store.webhooks import limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,8 @@ class Taking:
     """How long a refusal stays under the key."""
     publish_grace_s: float = 0
     """How long the relay leaves the publication of a due run to the process that took the key."""
+    acting: bool = False
+    """It makes tool calls, each of which is judged by itself: of the run only the kill switch is asked."""
 
     @property
     def governed(self) -> bool:
@@ -86,12 +89,27 @@ _CLEARED = ", ".join(
     for name in "worker_lease_id deadline_at progress result result_hash error_hash effect retention_s".split()
 )
 
+_ALLOWED = "v.code = 'ok'"
+
 _UNGOVERNED = "SELECT 'ok' AS code, CAST(0 AS bigint) AS cost, CAST(NULL AS integer) AS policy_version"
 
+_SWITCHED_ON = """
+    SELECT CASE WHEN a.disabled_at IS NULL THEN 'ok' ELSE 'agent_disabled' END AS code, CAST(0 AS bigint) AS cost,
+           a.policy_version
+    FROM agents a WHERE a.tenant_id = :tenant_id AND a.agent_id = :agent_id"""
 
-def _take(verdict: str, reserve: str) -> sa.TextClause:
-    """The statement that takes a key. A refused run takes its key too: as failed, and charged to nobody."""
-    server, allowed = ":owner = 'server'", "v.code = 'ok'"
+
+def _take(verdict: str, reserve: str, *, acting: bool = False) -> sa.TextClause:
+    """The statement that takes a key. A refused run takes its key too: as failed, and charged to nobody.
+
+    acting: the run is no call of its own, so no list of tools names it, no window has anything of it, and that it
+    was let in is none of the agent's actions.
+    """
+    tool, reserved_at, let_in_as = "CAST(:job AS text)", "onceonly_now()", "won.agent_id"
+    if acting:
+        tool = reserved_at = "NULL"
+        let_in_as = f"CASE WHEN NOT {_ALLOWED} THEN won.agent_id END"
+    server, allowed = ":owner = 'server'", _ALLOWED
     return sa.text(f"""
 WITH verdict AS MATERIALIZED ({verdict}
 ), won AS (
@@ -102,7 +120,7 @@ WITH verdict AS MATERIALIZED ({verdict}
         CASE :owner WHEN 'caller' THEN 1 ELSE 0 END, :run_id, CAST(:agent_id AS text),
         CAST(:fingerprint AS text), CAST(:metadata AS json), :lease_id, CAST(:ttl_s AS integer),
         CASE :owner WHEN 'caller' THEN onceonly_now() + make_interval(secs => CAST(:ttl_s AS integer)) END,
-        CAST(:job AS text), CAST(:job AS text), CAST(:queue AS text), CAST(:max_attempts AS integer),
+        CAST(:job AS text), {tool}, CAST(:queue AS text), CAST(:max_attempts AS integer),
         CASE WHEN {server} AND {allowed} THEN
             onceonly_now() + make_interval(secs => CAST(:delay_s AS double precision)) END,
         CASE WHEN {server} AND {allowed} THEN
@@ -110,7 +128,7 @@ WITH verdict AS MATERIALIZED ({verdict}
         onceonly_now(), CASE :owner WHEN 'caller' THEN onceonly_now() END,
         CASE :owner WHEN 'server' THEN nextval('audit_decisions_id_seq') END,
         CASE WHEN {allowed} THEN v.cost ELSE 0 END,
-        CASE WHEN {server} AND {allowed} THEN onceonly_now() END,
+        CASE WHEN {server} AND {allowed} THEN CAST({reserved_at} AS timestamptz) END,
         CASE WHEN NOT {allowed} THEN 'policy_blocked' END, CASE WHEN NOT {allowed} THEN v.code END,
         CASE WHEN NOT {allowed} THEN onceonly_now() END,
         CASE WHEN NOT {allowed} THEN
@@ -140,7 +158,7 @@ WITH verdict AS MATERIALIZED ({verdict}
     }), decided AS (
     INSERT INTO audit_decisions (id, tenant_id, actor, agent_id, tool, run_key, allowed, decision,
                                  policy_reason, policy_code, risk_level, spend_micro_usd, policy_version)
-    SELECT decision_id, won.tenant_id, CAST(:actor AS text), won.agent_id, job, key, {allowed},
+    SELECT decision_id, won.tenant_id, CAST(:actor AS text), {let_in_as}, job, key, {allowed},
            CASE WHEN {allowed} THEN 'executed' ELSE 'blocked' END, {REASON}, v.code, :risk_level,
            reserved_micro_usd, v.policy_version
     FROM won, verdict v WHERE owner = 'server'
@@ -151,6 +169,8 @@ WITH verdict AS MATERIALIZED ({verdict}
             "CASE WHEN owner = 'caller' THEN 'started' ELSE state END",
             source="won",
             message="error_message",
+            more=", 'decision_id', decision_id, 'due_in_ms', "
+            f"CASE WHEN due_at > onceonly_now() THEN CAST({elapsed_ms('onceonly_now()', 'due_at')} AS bigint) END",
         )
     }), {recording("starting")}, fed AS (
     INSERT INTO feed_events (tenant_id, type, kind, key, status, agent_id, tool, message)
@@ -167,8 +187,10 @@ FROM answer
 _TAKE = _take(_UNGOVERNED, "")
 _TAKE_GOVERNED = _take(
     VERDICT.replace(":tool", ":job"),
-    f"reserved AS ({RESERVE.replace(':tool', ':job')} AND EXISTS (SELECT FROM won)),",
+    f"reserved AS ({RESERVE.replace(':tool', ':job')} AND EXISTS (SELECT FROM won)),"
+    f"{limits('verdict', 'CAST(:job AS text)', 'EXISTS (SELECT FROM won)')},",
 )
+_TAKE_ACTING = _take(_SWITCHED_ON, "", acting=True)
 
 
 def take(taking: Taking) -> Statement[Taken | None]:
@@ -201,11 +223,15 @@ def take(taking: Taking) -> Statement[Taken | None]:
         "slot": slot(),
         "retention_s": taking.retention_s,
     }
-    if taking.governed:
+    name, query = "runs.take", _TAKE
+    if taking.acting:
+        name, query = "runs.take_acting", _TAKE_ACTING
+    elif taking.governed:
+        name, query = "runs.take_governed", _TAKE_GOVERNED
         params["spend_micro_usd"] = taking.spend_micro_usd
     return Statement(
-        "runs.take_governed" if taking.governed else "runs.take",
-        _TAKE_GOVERNED if taking.governed else _TAKE,
+        name,
+        query,
         one_or_none(lambda row: Taken(row["outcome"], to_run(row), row["month_usage"])),
         params,
     )

@@ -144,6 +144,13 @@ runs = sa.Table(
         "ix_runs_unknown", "tenant_id", "started_at", "id", postgresql_where=sa.text("state = 'unknown'")
     ),
     sa.Index("ix_runs_confirm", "confirm_at", postgresql_where=sa.text("state = 'unknown'")),
+    # What went wrong, for whoever looks for it. All other states are either few or most.
+    sa.Index(
+        "ix_runs_stopped",
+        "tenant_id",
+        sa.text("id DESC"),
+        postgresql_where=sa.text("state IN ('failed', 'cancelled')"),
+    ),
     # The relay's two questions: what is due, and whose claim has expired.
     sa.Index("ix_runs_due", "publish_at", postgresql_where=sa.text("state = 'queued'")),
     # The kill switch's question.
@@ -158,6 +165,28 @@ runs = sa.Table(
         "lease_until_at",
         postgresql_where=sa.text("state = 'in_progress' AND owner = 'server'"),
     ),
+)
+
+run_actions = sa.Table(
+    "run_actions",
+    metadata,
+    # What was decided on the tool calls of a run with `metadata.actions`, each once, and what came of it.
+    sa.Column("tenant_id", sa.Text, primary_key=True),
+    # The decision that let the run in: one per taking of its key, the same in every attempt.
+    sa.Column("run_decision_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("position", sa.Integer, primary_key=True, autoincrement=False),
+    _required("decision_id", sa.BigInteger()),
+    _required("code", sa.Text()),
+    _required("cost_micro_usd", sa.BigInteger(), "0"),
+    _required("call_key", sa.Text()),
+    # The run that carries the call out, or has done so for somebody else; its key may be taken again later.
+    sa.Column("call_id", sa.BigInteger),
+    sa.Column("call_decision_id", sa.BigInteger),
+    _required("at", Time, "onceonly_now()"),
+    sa.Column("done_at", Time),
+    sa.Column("outcome", sa.Text),
+    sa.Column("message", sa.Text),
+    sa.Column("result", JSON),
 )
 
 agents = sa.Table(
@@ -224,6 +253,8 @@ jobs = sa.Table(
     sa.Column("time_limit_s", sa.Integer),
     _required("description", sa.Text()),
     _required("registered_at", Time, "onceonly_now()"),
+    # Of a Python function that agents may call as a tool; null for any other job.
+    sa.Column("effect", sa.Text),
 )
 
 usage_counters = sa.Table(
@@ -299,6 +330,44 @@ feed_events = sa.Table(
     sa.Column("message", sa.Text),
     sa.Column("data", JSON),
     sa.Index("ix_feed_events_recent", "tenant_id", sa.text("id DESC")),
+)
+
+webhooks = sa.Table(
+    "webhooks",
+    metadata,
+    sa.Column("tenant_id", sa.Text, primary_key=True),
+    _required("url", sa.Text()),
+    _required("secret_id", sa.Text()),
+    _required("secret_mask", sa.Text()),
+    # As a tool's: see vault.py.
+    _required("secret_sealed", sa.Text()),
+    _required("created_at", Time, "onceonly_now()"),
+    _required("updated_at", Time, "onceonly_now()"),
+)
+
+notifications = sa.Table(
+    "notifications",
+    metadata,
+    # The outbox of the webhooks: a row is written by the statement that is its cause.
+    _identity(),
+    _required("message_id", sa.Text(), "'msg_' || gen_random_uuid()"),
+    _required("tenant_id", sa.Text()),
+    _required("at", Time, "onceonly_now()"),
+    _required("type", sa.Text()),
+    _required("data", JSON()),
+    # Of those that have it, one per tenant and value.
+    sa.Column("once", sa.Text),
+    _required("state", sa.Text(), "'pending'"),
+    _required("attempts", sa.Integer(), "0"),
+    sa.Column("due_at", Time, server_default=sa.text("onceonly_now()")),
+    sa.Column("delivered_at", Time),
+    sa.Column("status", sa.Integer),
+    sa.Column("error", sa.Text),
+    sa.CheckConstraint("state IN ('pending', 'delivered', 'dead')", name="state"),
+    sa.UniqueConstraint("tenant_id", "once"),
+    sa.Index("ix_notifications_due", "tenant_id", "due_at", postgresql_where=sa.text("state = 'pending'")),
+    sa.Index("ix_notifications_latest", "tenant_id", sa.text("id DESC")),
+    sa.Index("ix_notifications_old", "at"),
 )
 
 audit_decisions = sa.Table(

@@ -27,6 +27,7 @@ class UnknownCall:
     key: str
     run_id: str
     agent_id: str
+    job: str
     tool: str
     effect: str
     args: dict[str, Any]
@@ -42,7 +43,7 @@ class UnknownCall:
     """When it is asked next; None: it is a person's turn."""
 
 
-_COLUMNS = """tenant_id, key, run_id, agent_id, tool, effect, coalesce(metadata->'args', '{}') AS args,
+_COLUMNS = """tenant_id, key, run_id, agent_id, job, tool, effect, coalesce(metadata->'args', '{}') AS args,
     error_message AS message, started_at, first_seen_at, reserved_micro_usd, decision_id, confirmations, confirm_at"""
 
 _OF_TENANT = "state = 'unknown' AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)"
@@ -102,7 +103,10 @@ WITH done AS (
     RETURNING *
 ), {
     finished(
-        "done", actual="CAST(:actual_micro_usd AS bigint)", given_back="(NOT CAST(:happened AS boolean))"
+        "done",
+        actual="CAST(:actual_micro_usd AS bigint)",
+        given_back="(NOT CAST(:happened AS boolean))",
+        told=None,
     )
 }, told AS (
     INSERT INTO feed_events (tenant_id, type, kind, key, status, agent_id, tool, message, data)

@@ -43,7 +43,7 @@ def create_worker(settings: Settings | None = None, registry: Registry | None = 
     """
     settings = settings or Settings.load()
     runtime = Runtime.of(settings)
-    jobs = (default_registry if registry is None else registry).over(builtin(runtime))
+    jobs = builtin(runtime, default_registry if registry is None else registry)
     app = Celery("onceonly", set_as_current=True)
     app.conf.update(worker_conf(settings))
     app.conf.update(
@@ -52,7 +52,7 @@ def create_worker(settings: Settings | None = None, registry: Registry | None = 
     )
     for job in jobs:
         _add_task(app, runtime, job)
-    confirm.add_task(app, runtime, allowed_addresses(settings))
+    confirm.add_task(app, runtime, jobs, allowed_addresses(settings))
     app.onceonly = runtime
     _connect_signals(app, runtime, jobs)
     return app

@@ -13,10 +13,12 @@ from onceonly_jobs.dispatch.hints import HintSender
 from onceonly_jobs.dispatch.relay import Relay
 from onceonly_jobs.store.database import Database
 from onceonly_jobs.worker.app import touch_ready_file
+from onceonly_jobs.worker.courier import Courier
 
 
 def make_relay(settings: Settings) -> Relay:
-    """A relay with connections of its own."""
+    """A relay with connections of its own, and a courier of notifications beside it."""
+    Courier(settings).start()
     database = Database(settings.require_database_url(), pool_size=2)
     return Relay(settings, database, Publisher(settings), HintSender(settings))
 

@@ -19,6 +19,8 @@ from onceonly_jobs.services.calls import idempotency_key
 from onceonly_jobs.store.tools import Tool
 from onceonly_jobs.store.unknown import UnknownCall
 from onceonly_jobs.worker.addresses import Forbidden
+from onceonly_jobs.worker.jobs import Registry
+from onceonly_jobs.worker.outcomes import described
 from onceonly_jobs.worker.runtime import Runtime
 from onceonly_jobs.worker.tool_call import signed_headers, url_of
 from onceonly_jobs.worker.tool_result import MAX_ANSWER_BYTES
@@ -33,25 +35,30 @@ class StillUnknown(Exception):
     """The confirmer could not tell, and why. The database knows when it is asked again, if ever."""
 
 
-def add_task(app: Celery, runtime: Runtime, allowed: Allowed) -> None:
+def add_task(app: Celery, runtime: Runtime, jobs: Registry, allowed: Allowed) -> None:
     """Serve the relay's messages about calls that are to be confirmed."""
 
     def execute(run: int, **_shown: Any) -> str:
-        return confirm(runtime, run, allowed)
+        return confirm(runtime, jobs, run, allowed)
 
     app.task(execute, name=unknown.CONFIRM, shared=False, lazy=False, ignore_result=True)
 
 
-def confirm(runtime: Runtime, run: int, allowed: Allowed) -> str:
+def confirm(runtime: Runtime, jobs: Registry, run: int, allowed: Allowed) -> str:
     """What came of asking once. A worker that dies meanwhile loses nothing: the next time is in the database."""
-    held = runtime.database.run(unknown.confirmable, run)
-    if held is None:
-        return "nothing to confirm"
-    call, tool = held
+    limit = runtime.settings.max_result_bytes
+    held, call = runtime.database.run(unknown.confirmable, run), None
     try:
-        request = _verdict(call, _ask(runtime, call, tool, allowed), runtime.settings.max_result_bytes)
+        if held is not None:
+            call, tool = held
+            request = _verdict(call, _said(_ask(runtime, call, tool, allowed)), limit)
+        else:
+            call = runtime.database.run(unknown.function_call, run)
+            if call is None:
+                return "nothing to confirm"
+            request = _verdict(call, _asked(jobs, call), limit)
     except StillUnknown as still:
-        logger.info("call %s: still unknown: %s", call.key, still)
+        logger.info("call %s: still unknown: %s", call.key if call else run, still)
         return "still unknown"
     try:
         runtime.database.run(unknown.settle, call.tenant_id, ACTOR, request, runtime.settings.retention_s)
@@ -82,14 +89,32 @@ def _ask(runtime: Runtime, call: UnknownCall, tool: Tool, allowed: Allowed) -> A
         raise StillUnknown(str(error)) from error
 
 
-def _verdict(call: UnknownCall, answer: Answer, limit_bytes: int) -> SettleRequest:
-    """What the answer says. Raises StillUnknown for all that is not plainly one or the other."""
+def _asked(jobs: Registry, call: UnknownCall) -> dict[str, Any]:
+    """What the function's own confirmer says. Raises StillUnknown where it says nothing."""
+    job = jobs.get(call.job)
+    if job is None or job.confirm is None:
+        raise StillUnknown("this worker has no confirmer for it")
+    try:
+        said = job.confirm(idempotency_key(call.tenant_id, call.key, call.first_seen_at), call.args)
+    except Exception as error:
+        raise StillUnknown(f"the confirmer failed: {described(error)}") from error
+    if said is False:
+        return {"happened": False}
+    return {"happened": True, "result": said} if isinstance(said, dict) else {}
+
+
+def _said(answer: Answer) -> Any:
+    """The answer's JSON. Raises StillUnknown where there is none."""
     if not succeeded(answer.status) or not answer.whole:
         raise StillUnknown(f"the confirmer answered {answer.status}")
     try:
-        said = json.loads(answer.body)
+        return json.loads(answer.body)
     except (ValueError, RecursionError):
         raise StillUnknown("the confirmer's answer is not JSON") from None
+
+
+def _verdict(call: UnknownCall, said: Any, limit_bytes: int) -> SettleRequest:
+    """What was said. Raises StillUnknown for all that is not plainly one or the other."""
     if not isinstance(said, dict) or said.get("happened") not in (True, False):
         raise StillUnknown("the confirmer's answer does not say")
     if said["happened"] and not isinstance(said.get("result"), dict):

@@ -30,6 +30,16 @@ class JobContext:
         self._time_left_s = time_left_s
 
     @property
+    def claim(self) -> Claim:
+        """The right by which it runs, for what only its current holder may write."""
+        return self._claim
+
+    @property
+    def interrupt(self) -> Interrupt:
+        """What stops this handler."""
+        return self._interrupt
+
+    @property
     def key(self) -> str:
         """The idempotency key of the run."""
         return self._claim.key

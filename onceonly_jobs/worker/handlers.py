@@ -9,10 +9,11 @@ from onceonly_jobs.config import Settings
 from onceonly_jobs.domain.addresses import Allowed
 from onceonly_jobs.domain.plans import Kind
 from onceonly_jobs.errors import ConfigError
-from onceonly_jobs.services import calls
+from onceonly_jobs.services import calls, runs
 from onceonly_jobs.store import usage
 from onceonly_jobs.store.statement import Operation, autocommit
 from onceonly_jobs.store.usage import Counters
+from onceonly_jobs.worker import actions_job
 from onceonly_jobs.worker.chat import Llm, ask
 from onceonly_jobs.worker.context import JobContext
 from onceonly_jobs.worker.http_request import send
@@ -22,8 +23,8 @@ from onceonly_jobs.worker.runtime import Runtime
 from onceonly_jobs.worker.tool_job import carry_out
 
 
-def builtin(runtime: Runtime) -> Registry:
-    """The jobs that every worker serves. A deployment's own job of the same name takes precedence."""
+def builtin(runtime: Runtime, own: Registry | None = None) -> Registry:
+    """The jobs that every worker serves, and the deployment's own, which take precedence."""
     registry = Registry()
     settings = runtime.settings
     allowed = allowed_addresses(settings)
@@ -56,7 +57,13 @@ def builtin(runtime: Runtime) -> Registry:
         """Carries out a tool call that governance has allowed."""
         return carry_out(ctx, runtime, allowed)
 
-    return registry
+    @registry.job(runs.ACTIONS, max_attempts=runs.ACTION_ATTEMPTS)
+    def actions(ctx: JobContext) -> dict[str, Any]:
+        """Makes the tool calls of `metadata.actions`, each as governance decides."""
+        return actions_job.carry_out(ctx, runtime, jobs.get)
+
+    jobs = registry if own is None else own.over(registry)
+    return jobs
 
 
 def allowed_addresses(settings: Settings) -> Allowed:

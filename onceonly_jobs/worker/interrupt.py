@@ -7,7 +7,8 @@ import ctypes
 import inspect
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum, auto
 from types import FrameType
 from typing import Any, TypeVar
@@ -66,6 +67,28 @@ class Interrupt:
         with self._lock:
             if not self._over:
                 action()
+
+    @contextmanager
+    def lent(self) -> Iterator[Interrupt]:
+        """The interrupt of another run that this handler carries out within itself, in the same thread.
+
+        Until that one is recorded this one is not raised here, but passed on to the other run's handler, which stops
+        as if its own claim was lost. Raises Interrupted at the end, where it was fired meanwhile.
+        """
+        inner = Interrupt()
+        with self._lock:
+            if self.reason is not None:
+                raise Interrupted(self.reason)
+            reach, self._reach = self._reach, lambda: _pass_on(inner)
+        try:
+            yield inner
+        finally:
+            with self._lock:
+                self._reach = reach
+            if self._armed:
+                signal.signal(SIGNAL, self._on_signal)
+        if self.reason is not None:
+            raise Interrupted(self.reason)
 
     def call(self, handler: Callable[[T], Any], argument: T) -> Any:
         """What the handler returns. Raises what it raises, or Interrupted: then and only then was it fired."""
@@ -140,6 +163,10 @@ class Interrupt:
             return await handler(argument)
         finally:
             self._finish()
+
+
+def _pass_on(inner: Interrupt) -> None:
+    inner.fire(Reason.LOST)
 
 
 class _Stopped(BaseException):

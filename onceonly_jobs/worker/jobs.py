@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
+from onceonly_jobs.domain.effects import Effect
 from onceonly_jobs.domain.retries import RETRY_BASE_S, RETRY_MAX_S
 from onceonly_jobs.domain.runs import JobSpec
 from onceonly_jobs.errors import ConfigError
+from onceonly_jobs.services.calls import FUNCTION, MAX_ATTEMPTS
 from onceonly_jobs.worker.context import JobContext
+from onceonly_jobs.worker.functions import Confirm, ToolFunction
+
+TOOL_NAME = re.compile(r"[a-zA-Z0-9_.:-]{1,128}")
 
 Handler = Callable[[JobContext], Any]
 """Takes the context, returns the result (or a coroutine of it)."""
 
 F = TypeVar("F", bound=Handler)
+T = TypeVar("T", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +37,9 @@ class Job:
     time_limit_s: int | None = None
     retry_base_s: float = RETRY_BASE_S
     retry_max_s: float = RETRY_MAX_S
+    effect: Effect | None = None
+    """Of a function that agents call as a tool."""
+    confirm: Confirm | None = None
 
     def __post_init__(self) -> None:
         if not self.name or len(self.name) > 256 or not self.name.isprintable():
@@ -48,6 +59,7 @@ class Job:
             max_attempts=self.max_attempts,
             time_limit_s=self.time_limit_s,
             description=lines[0].strip() if lines else "",
+            effect=None if self.effect is None else self.effect.value,
         )
 
 
@@ -75,6 +87,9 @@ class Registry:
 
     def __getitem__(self, name: str) -> Job:
         return self._jobs[name]
+
+    def get(self, name: str) -> Job | None:
+        return self._jobs.get(name)
 
     @overload
     def job(self, name: F, /) -> F: ...
@@ -111,6 +126,70 @@ class Registry:
 
         return register if name is None or isinstance(name, str) else register(name)
 
+    @overload
+    def tool(self, name: T, /) -> T: ...
+
+    @overload
+    def tool(
+        self,
+        name: str | None = None,
+        /,
+        *,
+        effect: Effect | str = Effect.IRREVERSIBLE,
+        queue: str | None = None,
+        timeout_ms: int = 15_000,
+        max_attempts: int = MAX_ATTEMPTS,
+        confirm: Confirm | None = None,
+    ) -> Callable[[T], T]: ...
+
+    def tool(self, name: T | str | None = None, /, **options: Any) -> T | Callable[[T], T]:
+        """Register a function as a tool that agents may call: `@tool`, `@tool("name")` or `@tool("name", effect=...)`.
+
+        name: what agents call it by; default: the function's own name. A registered HTTP tool of it comes first.
+        effect: what a second call would do: `read`, `idempotent`, `reconcilable` (needs `confirm`) or `irreversible`.
+        queue: Celery queue of its calls; default: ONCEONLY_DEFAULT_QUEUE.
+        timeout_ms: longest that one attempt may take, in milliseconds, rounded up to whole seconds.
+        max_attempts: how often a call may be started that raised Retry or whose worker died, where its effect allows.
+        confirm: asked about a reconcilable call that may have happened.
+
+        Raises ConfigError for what can't be a tool.
+        """
+
+        def register(function: T) -> T:
+            self.add(_tool_job(name if isinstance(name, str) else function.__name__, function, **options))
+            return function
+
+        return register if name is None or isinstance(name, str) else register(name)
+
+
+def _tool_job(
+    name: str,
+    function: Callable[..., Any],
+    *,
+    effect: Effect | str = Effect.IRREVERSIBLE,
+    queue: str | None = None,
+    timeout_ms: int = 15_000,
+    max_attempts: int = MAX_ATTEMPTS,
+    confirm: Confirm | None = None,
+) -> Job:
+    if not TOOL_NAME.fullmatch(name):
+        raise ConfigError(f"tool name {name!r}: must be 1 to 128 letters, digits and _ . : -")
+    try:
+        effect = Effect(effect)
+    except ValueError:
+        raise ConfigError(f"tool {name!r}: effect must be one of {', '.join(Effect)}") from None
+    if (effect is Effect.RECONCILABLE) != (confirm is not None):
+        raise ConfigError(f"tool {name!r}: confirm belongs to the effect reconcilable, and to no other")
+    return Job(
+        name=FUNCTION + name,
+        handler=ToolFunction(name, function, effect).handler(),
+        queue=queue,
+        max_attempts=max_attempts,
+        time_limit_s=math.ceil(timeout_ms / 1000),
+        effect=effect,
+        confirm=confirm,
+    )
+
 
 def _place(handler: Handler) -> str:
     return f"{handler.__module__}.{handler.__qualname__}"
@@ -118,3 +197,4 @@ def _place(handler: Handler) -> str:
 
 default_registry = Registry()
 job = default_registry.job
+tool = default_registry.tool

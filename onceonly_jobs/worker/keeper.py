@@ -139,9 +139,10 @@ class Keeper:
         if not claim.repeatable:
             return  # a call that may have happened: its end says what is known of it
         try:
-            self._runtime.database.run(
-                claims.fail, claim, TIMEOUT, TIMEOUT_MESSAGE, retention_s, dead_lettered=True
+            failure = claims.Failure(
+                error_code=TIMEOUT, message=TIMEOUT_MESSAGE, dead_lettered=True, repeatable=claim.tool_call
             )
+            self._runtime.database.run(claims.end_as_failed, claim, failure, retention_s)
         except Exception as error:
             logger.warning("run %s: timeout not recorded yet: %s", claim.id, brief(error))
         else:

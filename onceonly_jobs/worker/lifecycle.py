@@ -30,6 +30,7 @@ from onceonly_jobs.worker.outcomes import (
     Unusable,
     as_result,
     described,
+    excerpt,
     printable,
 )
 from onceonly_jobs.worker.runtime import Runtime
@@ -104,8 +105,11 @@ Verdict = Completed | Failed | Retried | Released | Held
 """How an attempt ended, still to be recorded."""
 
 
-def run_job(runtime: Runtime, job: Job, run: int) -> Outcome:
-    """Run a job if the run can be claimed, and record how it ended."""
+def run_job(runtime: Runtime, job: Job, run: int, interrupt: Interrupt | None = None) -> Outcome:
+    """Run a job if the run can be claimed, and record how it ended.
+
+    interrupt: of a handler that carries this run out within its own, `lent` for that.
+    """
     try:
         claim = _claim(runtime, job, run)
     except SQLAlchemyError as error:
@@ -114,7 +118,7 @@ def run_job(runtime: Runtime, job: Job, run: int) -> Outcome:
     if claim is None:
         return Outcome(Fate.NOT_CLAIMED)
 
-    interrupt = Interrupt()
+    interrupt = interrupt or Interrupt()
     with Keeper(runtime, claim, interrupt) as keeper:
         context = JobContext(claim, _reporting(runtime, claim, keeper), interrupt, keeper.time_left_s)
         try:
@@ -125,6 +129,8 @@ def run_job(runtime: Runtime, job: Job, run: int) -> Outcome:
         outcome = _record(runtime, claim, verdict)
     if outcome.fate in (Fate.COMPLETED, Fate.FAILED, Fate.UNKNOWN):
         runtime.hints.finished(claim.tenant_id, claim.key)
+        if claim.run_id != claim.key:
+            runtime.hints.moved(claim.tenant_id, claim.run_id)
     logger.info(
         "run %s %s: %s, attempt %s %s", run, claim.key, job.name, claim.attempt, outcome.fate.name.lower()
     )
@@ -150,17 +156,13 @@ def _claim(runtime: Runtime, job: Job, run: int) -> Claim | None:
             retention_s=runtime.settings.retention_s,
         )
 
-    return _answered(claim, give_up_after_s=lease_s)
+    return answered(claim, give_up_after_s=lease_s)
 
 
 def _attempt(runtime: Runtime, job: Job, claim: Claim, context: JobContext, interrupt: Interrupt) -> Verdict:
     """Call the handler and judge how it ended."""
     try:
-        returned = interrupt.call(job.handler, context)
-        limit = runtime.settings.max_result_bytes
-        if isinstance(returned, Costed):
-            return Completed(as_result(returned.result, limit), returned.cost_usd)
-        return Completed(as_result(returned, limit))
+        return _completed(claim, interrupt.call(job.handler, context), runtime.settings.max_result_bytes)
     except Interrupted as stop:
         return _stopped(claim, stop.reason)
     except Fail as failure:
@@ -185,6 +187,21 @@ def _attempt(runtime: Runtime, job: Job, claim: Claim, context: JobContext, inte
         return _again(job, claim, described(error))
 
 
+def _completed(claim: Claim, returned: Any, limit_bytes: int) -> Completed:
+    """Raises Unusable for what can't be stored; but what a tool has done is done, however little can be shown."""
+    cost_usd = None
+    if isinstance(returned, Costed):
+        returned, cost_usd = returned.result, returned.cost_usd
+    try:
+        return Completed(as_result(returned, limit_bytes), cost_usd)
+    except Unusable:
+        if not claim.tool_call:
+            raise
+        if cost_usd is None and isinstance(returned, dict):
+            cost_usd = returned.get("cost_usd")
+        return Completed(excerpt(returned, limit_bytes), cost_usd)
+
+
 def _showable(runtime: Runtime, result: dict[str, Any] | None) -> dict[str, Any] | None:
     """What a failure has to show, where that can be stored: it must not stand in the way of the failure."""
     try:
@@ -203,14 +220,16 @@ def _stopped(claim: Claim, reason: Reason) -> Verdict:
 
 
 def _timed_out(claim: Claim, result: dict[str, Any] | None = None) -> Verdict:
-    return Failed(TIMEOUT, TIMEOUT_MESSAGE) if claim.repeatable else Held(TIMEOUT_MESSAGE, result)
+    if not claim.repeatable:
+        return Held(TIMEOUT_MESSAGE, result)
+    return Failed(TIMEOUT, TIMEOUT_MESSAGE, repeatable=claim.tool_call)
 
 
 def _again(job: Job, claim: Claim, message: str, delay_s: float | None = None) -> Verdict:
     if not claim.repeatable:
         return Held(message)
     if not claim.attempts_left:
-        return Failed("handler_error", message)
+        return Failed("handler_error", message, repeatable=claim.tool_call)
     if delay_s is None:
         delay_s = retry_delay_s(claim.attempt, random.random(), job.retry_base_s, job.retry_max_s)  # noqa: S311
     return Retried(delay_s, "handler_error", message)
@@ -221,7 +240,9 @@ def _back(claim: Claim) -> Verdict:
     message = "its worker stopped before it was done"
     if not claim.repeatable:
         return Held(message)
-    return Retried(0, "worker_lost", message) if claim.attempts_left else Failed("worker_lost", message)
+    if claim.attempts_left:
+        return Retried(0, "worker_lost", message)
+    return Failed("worker_lost", message, repeatable=claim.tool_call)
 
 
 def _hand_back(runtime: Runtime, claim: Claim) -> None:
@@ -235,7 +256,7 @@ def _hand_back(runtime: Runtime, claim: Claim) -> None:
 def _record(runtime: Runtime, claim: Claim, verdict: Verdict) -> Outcome:
     """Store the verdict if the claim is still current, however long the database takes to answer."""
     try:
-        ending = _answered(lambda: _ending(runtime, claim, verdict))
+        ending = answered(lambda: _ending(runtime, claim, verdict))
     except DBAPIError as error:
         if not isinstance(verdict, Completed) or not refused_value(error):
             raise
@@ -290,7 +311,7 @@ def _failure(verdict: Failed) -> claims.Failure:
     )
 
 
-def _answered(ask: Callable[[], T], give_up_after_s: float = float("inf")) -> T:
+def answered(ask: Callable[[], T], give_up_after_s: float = float("inf")) -> T:
     """The database's answer, asked for again for as long as it is away."""
     give_up_at, pause_s = time.monotonic() + give_up_after_s, 0.1
     while True:
@@ -318,7 +339,9 @@ def _reporting(
         except Exception as error:
             logger.warning("run %s: %s not written: %s", claim.id, kind, brief(error))
         else:
-            if not kept:
+            if kept:
+                runtime.hints.moved(claim.tenant_id, claim.run_id)
+            else:
                 keeper.look_now()
 
     return report

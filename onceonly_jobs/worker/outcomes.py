@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from onceonly_jobs.domain.fingerprint import compact_json, storable
 
 MAX_MESSAGE = 2000
+EXCERPT = 4096
 LONGEST_DELAY_S = 30 * 86_400
 
 
@@ -106,6 +107,13 @@ def _plain(returned: Any) -> Any:
             "invalid_result", f"the handler's result can't be stored: {described(error)}"
         ) from error
     return returned
+
+
+def excerpt(returned: Any, limit_bytes: int) -> dict[str, Any]:
+    """As much as can be shown of what can't be stored."""
+    data = printable(returned, EXCERPT)
+    shown = {"data": data, "truncated": True}
+    return shown if len(compact_json(shown)) <= limit_bytes else {"truncated": True}
 
 
 def described(error: BaseException) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
+from onceonly_jobs.dispatch.brief import brief
 from onceonly_jobs.domain.addresses import Allowed
 from onceonly_jobs.domain.effects import Effect
 from onceonly_jobs.errors import SecretUnreadable
-from onceonly_jobs.services import tools
+from onceonly_jobs.services import claims, tools
 from onceonly_jobs.services.calls import idempotency_key
 from onceonly_jobs.store.statement import Operation, autocommit
 from onceonly_jobs.store.tools import Tool, for_call
@@ -15,6 +19,8 @@ from onceonly_jobs.worker.context import JobContext
 from onceonly_jobs.worker.outcomes import Costed, Fail, OutcomeUnknown
 from onceonly_jobs.worker.runtime import Runtime
 from onceonly_jobs.worker.tool_call import ToolCall, ToolOutcome, ToolSpec, call_tool
+
+logger = logging.getLogger(__name__)
 
 
 def carry_out(ctx: JobContext, runtime: Runtime, allowed: Allowed) -> dict[str, Any] | Costed:
@@ -30,7 +36,16 @@ def carry_out(ctx: JobContext, runtime: Runtime, allowed: Allowed) -> dict[str, 
         request_id=f"{ctx.key}#{ctx.attempt}",
         idempotency_key=idempotency_key(ctx.tenant, ctx.key, ctx.first_seen_at),
     )
-    return _result(call_tool(spec, call, allowed=allowed, stop=lambda: ctx.cancelled or ctx.lease_lost))
+    return _result(call_tool(spec, call, allowed=allowed, stop=lambda: not _may_repeat(ctx, runtime)))
+
+
+def _may_repeat(ctx: JobContext, runtime: Runtime) -> bool:
+    """Whether the run is still this worker's. The next heartbeat would tell, but a switch may have answered by then."""
+    try:
+        return runtime.database.run(claims.is_current, ctx.tenant, ctx.key, ctx.fencing_token)
+    except SQLAlchemyError as error:
+        logger.warning("run %s: not repeated, the database is away: %s", ctx.key, brief(error))
+        return False
 
 
 @autocommit

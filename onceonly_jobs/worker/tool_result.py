@@ -7,11 +7,10 @@ from typing import Any
 
 from onceonly_jobs.domain.fingerprint import compact_json, storable
 from onceonly_jobs.domain.governance import MAX_USD
-from onceonly_jobs.worker.outcomes import printable
+from onceonly_jobs.worker.outcomes import EXCERPT, printable
 from onceonly_jobs.worker.tool_wire import Answer
 
 MAX_ANSWER_BYTES = 1_048_576
-EXCERPT = 4096
 COST_HEADER = "x-onceonly-cost-usd"
 COST_FIELD = "cost_usd"
 

@@ -12,7 +12,7 @@ from support.worker_system import System
 
 pytestmark = pytest.mark.timeout(240)
 
-RETRIED = ["run_queued", "run_started", "run_retried", "run_started", "run_finished"]
+RETRIED = ["run_queued", "run_started", "lease_expired", "run_retried", "run_started", "run_finished"]
 
 
 def holder(parts: System, setup: CeleryTestSetup, key: str) -> CeleryTestWorker:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from support.storms import storm
 from typer.testing import CliRunner
 
 from onceonly_jobs import audit_verifier
@@ -362,19 +363,7 @@ def test_a_transaction_larger_than_a_batch_is_sealed_whole(trail: Trail) -> None
 def test_two_sealers_at_once_never_fork(trail: Trail) -> None:
     for _ in range(10):
         trail.grow(2)
-        barrier = threading.Barrier(4)
-        counts: list[int] = []
-
-        def seal(barrier: threading.Barrier = barrier, counts: list[int] = counts) -> None:
-            barrier.wait()
-            counts.append(trail.db.run(audit.seal))
-
-        threads = [threading.Thread(target=seal) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert sorted(counts) == [0, 0, 0, 4]
+        assert sorted(storm(4, lambda: trail.db.run(audit.seal))) == [0, 0, 0, 4]
     assert trail.column("SELECT count(*) FROM audit_seals") == [10]
     assert trail.found() == []
 

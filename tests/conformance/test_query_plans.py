@@ -9,10 +9,24 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from onceonly_jobs.domain.governance import Code
 from onceonly_jobs.domain.plans import Kind
 from onceonly_jobs.domain.runs import Claim
 from onceonly_jobs.domain.states import Owner
-from onceonly_jobs.store import account, claims, events, leases, locks, runs, unknown, usage
+from onceonly_jobs.store import (
+    account,
+    actions,
+    claims,
+    events,
+    leases,
+    listing,
+    locks,
+    runs,
+    unknown,
+    usage,
+    webhooks,
+)
+from onceonly_jobs.store.listing import Filter
 from onceonly_jobs.store.runs import Taking
 from onceonly_jobs.store.statement import Statement
 from onceonly_jobs.store.unknown import Settlement
@@ -27,6 +41,8 @@ TABLES = (
     "api_keys",
     "audit_decisions",
     "usage_counters",
+    "run_actions",
+    "notifications",
 )
 
 FILL = f"""
@@ -48,8 +64,16 @@ INSERT INTO api_keys (id, tenant_id, key_sha256, preview)
 SELECT 'k' || n, 't0', decode(md5(n::text), 'hex'), 'x' FROM generate_series(1, {ROWS}) n;
 INSERT INTO audit_decisions (tenant_id, tool, run_key, allowed, decision, policy_reason, policy_code, risk_level)
 SELECT 't' || mod(n, 5), 'x', 'k' || n, true, 'executed', 'x', 'x', 'low' FROM generate_series(1, {ROWS}) n;
+INSERT INTO webhooks (tenant_id, url, secret_id, secret_mask, secret_sealed)
+SELECT 't' || n, 'x', 'x', 'x', 'x' FROM generate_series(0, 4) n;
+INSERT INTO notifications (tenant_id, type, data, state, at)
+SELECT 't' || mod(n, 5), 'x', '{{}}', (ARRAY['delivered', 'pending', 'dead'])[1 + mod(n, 3)],
+       now() - n * interval '1 hour'
+FROM generate_series(1, {ROWS}) n;
 INSERT INTO usage_counters (tenant_id, kind, day, slot)
 SELECT 't' || mod(n, 50), 'ai', date '2020-01-01' + n / 50, 0 FROM generate_series(1, {ROWS}) n;
+INSERT INTO run_actions (tenant_id, run_decision_id, position, decision_id, code, call_key)
+SELECT 't' || mod(n, 5), n / 10, mod(n, 10), n, 'ok', 'k' || n FROM generate_series(1, {ROWS}) n;
 ANALYZE;
 """
 
@@ -84,8 +108,13 @@ HOT: list[Statement[Any]] = [
     leases.cancel("t2", "k7", "l", None, 60),
     claims.claim(7, "echo", "wl", 15, None, 60),
     claims.heartbeat(CLAIM, 15),
+    claims.is_current("t", "k", 1),
     claims.complete(CLAIM, {}, "h", 60),
     claims.retry(CLAIM, 1, "x", "x"),
+    claims.hold_claim(CLAIM),
+    actions.decided(CLAIM),
+    actions.find(CLAIM, 3),
+    actions.finish(CLAIM, 3, "x", Code.OK, status="ok", message=None, result={}),
     claims.reap(100, 60),
     claims.take_due(100, 2, []),
     unknown.take_confirmable(100, "x"),
@@ -96,6 +125,17 @@ HOT: list[Statement[Any]] = [
     events.timeline_length("t2", "k7"),
     events.latest("t2", "", 50, 0),
     events.feed("t2", 50, 0),
+    events.after("t2", "k7", 5, 500),
+    events.milestones("t2", "k7", 5),
+    events.feed_after("t2", ROWS, [], 500),
+    events.feed_end("t2"),
+    claims.fail(CLAIM, claims.Failure(error_code="x"), 60),
+    webhooks.take(32, 4, 60),
+    webhooks.notifications("t2", None, 50, 0),
+    listing.by_key("t2", "k7"),
+    listing.runs(Filter(tenant_id="t2", state="failed", job="x"), 50, 0),
+    listing.total(Filter(tenant_id="t2", state="failed", job="x")),
+    listing.runs(Filter(tenant_id=None, state="in_progress"), 50, 0),
     usage.month("t2"),
     usage.lock_cap("t2", Kind.AI),
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
+from support.storms import storm
 
 from onceonly_jobs.config import Settings
 from onceonly_jobs.contracts.tools import ToolRequest
@@ -89,23 +90,15 @@ def of_plan(db: Database, plan: Plan) -> Registry:
 
 def at_once(size: int, question: Callable[[int], object]) -> Counter[str]:
     """How many answered and how many were refused, by class, of that many threads."""
-    barrier = threading.Barrier(size)
-    answers: list[str] = []
+    numbers = itertools.count()
 
-    def one(number: int) -> None:
-        barrier.wait()
+    def one() -> str:
         try:
-            answers.append(type(question(number)).__name__)
+            return type(question(next(numbers))).__name__
         except Refusal as refusal:
-            answers.append(type(refusal).__name__)
+            return type(refusal).__name__
 
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(answers) == size
-    return Counter(answers)
+    return Counter(storm(size, one))
 
 
 def test_a_new_tool_has_the_contracts_defaults(registry: Registry) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from pydantic import ValidationError
+from support.storms import storm
 
 from onceonly_jobs.contracts.policies import PolicyRequest
 from onceonly_jobs.contracts.tools import ToolRequest
@@ -244,22 +245,17 @@ def test_the_opposite_settlement_is_refused_and_told_what_stands(payments: Payme
 @pytest.mark.parametrize("round_", range(6))
 def test_of_opposite_settlements_at_once_exactly_one_wins(payments: Payments, round_: int) -> None:
     key = payments.lose()
-    barrier = threading.Barrier(12)
-    answers: list[tuple[bool, str]] = []
+    sides = itertools.cycle((round_ % 2 == 0, round_ % 2 == 1))
 
-    def one(happened: bool) -> None:
-        barrier.wait()
+    def one() -> tuple[bool, str]:
+        happened = next(sides)
         try:
             payments.settle(key, happened)
-            answers.append((happened, "settled"))
         except SettlementConflict:
-            answers.append((happened, "refused"))
+            return happened, "refused"
+        return happened, "settled"
 
-    threads = [threading.Thread(target=one, args=(n % 2 == round_ % 2,)) for n in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    answers = storm(12, one)
     happened = payments.run(key).state is RunState.COMPLETED
     assert Counter(answers) == {(happened, "settled"): 6, (not happened, "refused"): 6}
     assert payments.counters() == ((1, 500_000, {"pay": 1}) if happened else (0, 0, {}))
@@ -415,17 +411,9 @@ def test_many_relays_ask_about_a_call_once(payments: Payments, clock: Clock) -> 
     for n in range(20):
         payments.lose(f"to{n}", tool="ship")
     clock.advance(CONFIRM_PAUSES_S[0] + 1)
-    barrier = threading.Barrier(8)
-    taken: list[int] = []
 
-    def relay() -> None:
-        barrier.wait()
-        for _ in range(10):
-            taken.extend(due.id for due in payments.db.run(unknown.take_confirmable, 3))
+    def relay() -> list[int]:
+        return [due.id for _ in range(10) for due in payments.db.run(unknown.take_confirmable, 3)]
 
-    threads = [threading.Thread(target=relay) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    taken = [id_ for ids in storm(8, relay) for id_ in ids]
     assert len(taken) == len(set(taken)) == 20

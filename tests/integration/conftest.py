@@ -183,6 +183,12 @@ def new_tenant(shared_app: App, shared_db: Database) -> NewApi:
     return partial(new_api, shared_app, shared_db)
 
 
+@pytest.fixture(scope="session")
+def tenant_on() -> NewApi:
+    """Makes tenants on a module's own application: `tenant_on(app, shared_db)`."""
+    return new_api
+
+
 @pytest.fixture
 def api(new_tenant: NewApi) -> Api:
     """A new agency tenant."""

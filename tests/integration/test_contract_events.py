@@ -262,6 +262,59 @@ def test_default_page_sizes(api: Api) -> None:
     assert len(timeline(api, "long")["events"]) == 200
 
 
+def test_runs_are_found_by_what_they_are(api: Api) -> None:
+    """Additive: what an operator asks. Without these parameters, the answer is as above."""
+    api.post("/ai/run", key="a:1", metadata={"run_id": "night", "agent_id": "bot"})
+    api.post("/ai/run", key="a:2")
+    api.work("a:2", error_code="boom")
+    api.post("/ai/lease", key="b")
+    head = {"run_id": "a:2", "last_type": "run_finished", "last_status": "failed", "events_count": 3}
+    (found,) = api.get("/runs", state="failed").json()["items"]
+    run = found.pop("run")
+    assert found == head | {"last_ts": found["last_ts"]}
+    assert run == {
+        "key": "a:2",
+        "state": "failed",
+        "owner": "server",
+        "job": "echo",
+        "agent_id": None,
+        "attempt": 1,
+        "max_attempts": 3,
+        "progress": None,
+        "error_code": "boom",
+        "error_message": None,
+        "first_seen_at": run["first_seen_at"],
+        "due_at": run["due_at"],
+        "started_at": run["started_at"],
+        "done_at": run["done_at"],
+    }
+    for params, keys in (
+        ({"state": "active"}, ["b", "a:1"]),
+        ({"key": "a:"}, ["a:2", "a:1"]),
+        ({"key": "a:", "state": "queued"}, ["a:1"]),
+        ({"job": "echo", "limit": 1}, ["a:2"]),
+        ({"agent_id": "bot"}, ["a:1"]),
+        ({"key": "%"}, []),
+    ):
+        body = api.get("/runs", **params).json()
+        assert [item["run"]["key"] for item in body["items"]] == keys
+        assert body["total"] == (2 if "limit" in params else len(keys))
+    (bot,) = api.get("/runs", agent_id="bot").json()["items"]
+    assert (bot["run_id"], bot["events_count"]) == ("night", 1)
+
+
+@pytest.mark.parametrize("params", [{"state": "odd"}, {"job": "\x00"}, {"key": "a", "q": "b"}])
+def test_filters_that_can_find_nothing_are_invalid(api: Api, params: dict[str, str]) -> None:
+    answer = api.get("/runs", **params)
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"][0] == "query"
+
+
+def test_runs_of_another_namespace_are_not_found(api: Api, new_tenant: Callable[..., Api]) -> None:
+    new_tenant().post("/ai/run", key="k")
+    assert api.get("/runs", state="active").json() == {"total": 0, "items": []}
+
+
 # GET /events
 
 

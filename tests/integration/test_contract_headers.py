@@ -42,7 +42,7 @@ WITH_KEY: dict[str, Asking] = {
     "200 usage/all": asks("GET", "/usage/all"),
     "200 event": asks("POST", "/events", json={"run_id": "r", "type": "t"}),
     "200 runs": asks("GET", "/runs/r"),
-    "400 unsupported": asks("POST", "/ai/run", json={"key": "k", "metadata": {"actions": [1]}}),
+    "400 task": asks("POST", "/ai/run", json={"key": "k", "metadata": {"task": "nosuch"}}),
     "404 key": asks("GET", "/ai/status?key=nosuch"),
     "409 conflict": asks("POST", "/ai/complete", json={"key": "held", "lease_id": "x"}),
     "413 body": asks("POST", "/check-lock", content=b" " * 3_000_000),

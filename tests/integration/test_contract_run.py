@@ -328,7 +328,7 @@ def test_an_unknown_task_is_refused_and_starts_nothing(api: Api) -> None:
     assert api.rows("runs") == 0
 
 
-# What this stage does not offer
+# The other shape
 
 
 def test_a_tool_call_finds_no_tool(api: Api) -> None:
@@ -343,15 +343,6 @@ def test_a_tool_call_finds_no_tool(api: Api) -> None:
             "agent_id": "a",
         }
     }
-
-
-def test_planned_actions_are_refused_as_unsupported(api: Api) -> None:
-    answer = api.post("/ai/run", key="k", metadata={"actions": [{"tool": "send_email"}]})
-    assert answer.status_code == 400
-    detail = answer.json()["detail"]
-    assert (detail["error"], detail["feature"]) == ("unsupported", "metadata.actions")
-    assert set(detail) == {"error", "feature", "message"}
-    assert api.rows("runs") == 0
 
 
 @pytest.mark.parametrize(

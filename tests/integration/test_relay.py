@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import redis
+from support.storms import storm
 
 from onceonly_jobs.config import Settings
 from onceonly_jobs.dispatch.broker import BrokerError, Publisher
@@ -186,11 +187,8 @@ def test_many_relays_publish_each_run_once(relay_of: RelayOf, enqueue: Enqueue, 
         enqueue(f"k{number}")
     relays = [relay_of(relay_batch=10, publish_grace_s=60) for _ in range(4)]
     relays[0]._check_epoch()
-    threads = [threading.Thread(target=relay.tick) for relay in relays]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    next_relay = iter(relays)
+    storm(4, lambda: next(next_relay).tick())
     assert sorted(keys(broker)) == sorted(f"k{number}" for number in range(200))
 
 

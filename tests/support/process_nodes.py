@@ -61,10 +61,15 @@ class Process:
                 self._argv, cwd=ROOT, env=self._env, stdout=log, stderr=log, start_new_session=True
             )
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has said since its last start that it serves."""
+        return self._ready_file.exists()
+
     def ready(self) -> bool:
         """Whether it serves; waits for that."""
         deadline = time.monotonic() + PATIENCE_S
-        while not self._ready_file.exists():
+        while not self.is_ready:
             if self.status != "running" or time.monotonic() > deadline:
                 raise AssertionError(f"{self.name} is not ready, but {self.status}:\n{self.logs()}")
             time.sleep(0.05)

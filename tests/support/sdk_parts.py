@@ -84,13 +84,13 @@ def api(variables: Mapping[str, str], directory: Path) -> Iterator[str]:
     origin = f"http://127.0.0.1:{port}"
     part = Part(command("api", "--port", str(port)), variables, directory / f"api-{port}.log")
     try:
-        part.wait_until(lambda: _answers(f"{origin}/ready"))
+        part.wait_until(lambda: answers(f"{origin}/ready"))
         yield f"{origin}/v1"
     finally:
         part.stop()
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
     try:
         return httpx.get(url).status_code == 200
     except httpx.HTTPError:

@@ -155,12 +155,12 @@ class _Server(ThreadingHTTPServer):
 
 
 class ToolServer:
-    """A back-end. Behaviours given to `script` are used once each, in order; then, and before, it says `ok`."""
+    """A back-end. Behaviours given to `script` are used once each, in order; else it does what `otherwise` says."""
 
-    def __init__(self, tls: ssl.SSLContext | None = None, otherwise: Behaviour | None = None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self._lock = threading.Lock()
         self._script: deque[Behaviour] = deque()
-        self._otherwise = otherwise or ok()
+        self.otherwise: Callable[[Received], Behaviour] = lambda _: ok()
         self.requests: list[Received] = []
         self._server = _Server((LOOPBACK, 0), Handler)
         self._server.tool = self
@@ -184,7 +184,7 @@ class ToolServer:
     def take(self, received: Received) -> Behaviour:
         with self._lock:
             self.requests.append(received)
-            return self._script.popleft() if self._script else self._otherwise
+            return self._script.popleft() if self._script else self.otherwise(received)
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from onceonly_jobs import Fail, JobContext, Retry, job
+from onceonly_jobs import Fail, JobContext, Retry, ToolContext, job, tool
 
 
 def _witness(ctx: JobContext) -> None:
@@ -174,3 +174,55 @@ RETURNS: dict[str, Any] = {
 def returns(ctx: JobContext) -> Any:
     """Returns the thing that the payload names."""
     return RETURNS[ctx.payload["what"]]
+
+
+@tool("add", effect="read")
+def add(a: int, b: int = 1) -> int:
+    """Adds."""
+    return a + b
+
+
+@tool("told", effect="idempotent")
+async def told(call: ToolContext, path: Path) -> dict[str, Any]:
+    """Says what it knows of its call."""
+    return {
+        "agent": call.agent_id,
+        "key": call.idempotency_key,
+        "run_id": call.run_id,
+        "path": path.name,
+        "cost_usd": 0.25,
+    }
+
+
+@tool("returns_tool", effect="idempotent")
+def returns_tool(what: str) -> Any:
+    """Returns the thing of that name."""
+    return RETURNS[what]
+
+
+def breaks(how: str, witness: str) -> dict[str, Any]:
+    """Leaves a line, then ends badly in the given way; from the second time on it ends well, if it can."""
+    path = Path(witness)
+    with path.open("a") as lines:
+        lines.write("called\n")
+    if how == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "raise":
+        raise RuntimeError("broken")
+    if how == "fail":
+        raise Fail("out_of_stock", "none left")
+    if how == "hang":
+        time.sleep(60)
+    if how == "retry" and len(path.read_text().splitlines()) < 2:
+        raise Retry(0, "not yet")
+    return {"calls": len(path.read_text().splitlines())}
+
+
+tool("break_once")(breaks)
+tool("break_again", effect="idempotent", timeout_ms=2000, max_attempts=2)(breaks)
+
+
+@tool("break_asked", effect="reconcilable", confirm=lambda key, args: args["said"])
+def break_asked(how: str, witness: str, said: Any) -> dict[str, Any]:
+    """Ends badly, and can be asked whether it happened."""
+    return breaks(how, witness)

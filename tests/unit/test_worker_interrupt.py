@@ -158,3 +158,83 @@ def test_only_a_running_handler_is_acted_upon() -> None:
     interrupt.unless_over(lambda: acted.append("over"))
     assert acted == ["running"]
     assert not interrupt.fire(Reason.OVERDUE)
+
+
+# A run within a run
+
+
+@everywhere
+def test_what_stops_a_handler_stops_the_run_within_it_and_lets_that_be_recorded(
+    run: Callable[[Callable[[], Any]], Any],
+) -> None:
+    outer, seen = Interrupt(), []
+
+    def handler(_: None) -> None:
+        with outer.lent() as inner:
+            try:
+                inner.call(busy, None)
+            except Interrupted as stop:
+                seen.append(stop.reason)
+            time.sleep(0.05)
+            seen.append("recorded")
+        seen.append("went on")
+
+    thread = fired_after(outer, 0.05)
+    with pytest.raises(Interrupted) as stopped:
+        run(lambda: outer.call(handler, None))
+    thread.join()
+    assert stopped.value.reason is Reason.OVERDUE
+    assert seen == [Reason.LOST, "recorded"]
+
+
+@everywhere
+def test_an_interruption_while_the_inner_run_is_recorded_waits_for_that(
+    run: Callable[[Callable[[], Any]], Any],
+) -> None:
+    outer, seen = Interrupt(), []
+
+    def handler(_: None) -> None:
+        with outer.lent() as inner:
+            assert inner.call(lambda _: "done", None) == "done"
+            outer.fire(Reason.CANCELLED)
+            time.sleep(0.05)
+            seen.append("recorded")
+        seen.append("went on")
+
+    with pytest.raises(Interrupted):
+        run(lambda: outer.call(handler, None))
+    assert seen == ["recorded"]
+
+
+@everywhere
+def test_a_handler_can_be_interrupted_after_the_run_within_it(
+    run: Callable[[Callable[[], Any]], Any],
+) -> None:
+    outer = Interrupt()
+
+    def handler(_: None) -> None:
+        with outer.lent() as inner:
+            inner.call(lambda _: None, None)
+        busy(None)
+
+    thread = fired_after(outer, 0.05)
+    with pytest.raises(Interrupted):
+        run(lambda: outer.call(handler, None))
+    thread.join()
+
+
+@everywhere
+def test_an_inner_run_that_has_to_stop_does_not_stop_the_handler(
+    run: Callable[[Callable[[], Any]], Any],
+) -> None:
+    outer = Interrupt()
+
+    def handler(_: None) -> str:
+        with outer.lent() as inner:
+            thread = fired_after(inner, 0.05)
+            with pytest.raises(Interrupted):
+                inner.call(busy, None)
+            thread.join()
+        return "went on"
+
+    assert run(lambda: outer.call(handler, None)) == "went on"

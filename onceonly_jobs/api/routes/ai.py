@@ -30,8 +30,8 @@ from onceonly_jobs.contracts.leases import (
 )
 from onceonly_jobs.contracts.problem import problems
 from onceonly_jobs.contracts.runs import RunRequest
+from onceonly_jobs.domain.actions import has_actions
 from onceonly_jobs.domain.fingerprint import compact_json
-from onceonly_jobs.errors import Unsupported
 from onceonly_jobs.services import leases, runs
 from onceonly_jobs.services.quota import QuotaUsedUp
 from onceonly_jobs.store.account import Caller
@@ -57,18 +57,22 @@ Wait = Annotated[
     response_model=LeaseAnswer,
     response_model_exclude_unset=True,
     summary="Ask for a run",
-    responses=problems(400, 402, 404, 409, 413),
+    responses=problems(400, 402, 403, 404, 409, 413),
 )
 async def run(body: RunRequest, request: Request, state: Held, caller: Asking) -> JSONResponse:
     """The first call with a key starts the run and is answered `acquired`; later ones attach to it and see
     `polling`, `completed` (with the result) or `failed`. The job is `metadata.task`, else the job whose
-    pattern matches the key, else the server's default. `ttl` is the run's time limit."""
+    pattern matches the key, else the server's default. `ttl` is the run's time limit.
+
+    With `metadata.actions`, a list of `{"tool", "args"?, "spend_usd"?}`, the run makes these tool calls in order
+    for `metadata.agent_id`, each judged like a call by tool; with `metadata.dry_run` it only says how each would be
+    judged."""
     if body.key is None:
         return await call_tool(state, caller, body, request.headers.get("prefer"))
-    metadata = body.metadata or {}
-    if metadata.get("actions"):
-        raise Unsupported("metadata.actions", "this server does not run planned tool calls")
-    job = await state.catalogue.pick(metadata.get("task"), body.key)
+    if has_actions(body.metadata):
+        job = runs.actions_job(state.settings.default_queue)
+    else:
+        job = await state.catalogue.pick((body.metadata or {}).get("task"), body.key)
     taking = runs.job_taking(
         caller,
         job,

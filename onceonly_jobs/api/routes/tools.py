@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
 
-from onceonly_jobs.api.edge import Asking, ContractRoute, Held
+from onceonly_jobs.api.edge import Asking, DiscreetRoute, Held
 from onceonly_jobs.api.problems import invalid
 from onceonly_jobs.contracts.problem import problems
 from onceonly_jobs.contracts.tools import (
@@ -24,27 +22,7 @@ from onceonly_jobs.contracts.tools import (
 from onceonly_jobs.services import tools
 from onceonly_jobs.store.tools import Tool
 
-
-class _DiscreetRoute(ContractRoute):
-    """Says what is wrong with a body, and shows nothing of it: any part of it may be the secret."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def discreet(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except RequestValidationError as error:
-                raise RequestValidationError([_hidden(one) for one in error.errors()]) from None
-
-        return discreet
-
-
-def _hidden(error: dict[str, Any]) -> dict[str, Any]:
-    return {**error, "input": {}} if error["loc"][0] == "body" else error
-
-
-router = APIRouter(route_class=_DiscreetRoute, tags=["governance"])
+router = APIRouter(route_class=DiscreetRoute, tags=["governance"])
 
 Scope = Annotated[ScopeId, Query()]
 
