@@ -51,7 +51,11 @@ with tools(client, agent, "charge", "send_email", "delete_user") as effects:
     run_agent(order)
 
 made = [effect["tool"] for effect in effects]
-print(f"Charges made: {made.count('charge')}, emails sent: {made.count('send_email')}, others: {len(made) - 2}")
+print(
+    f"Charges made: {made.count('charge')}, emails sent: {made.count('send_email')}, others: {len(made) - 2}"
+)
 metrics = client.gov.agent_metrics(agent)
-print(f"Booked: ${metrics.total_spend_usd:.2f} for {metrics.total_actions} calls, {metrics.blocked_actions} refused")
+print(
+    f"Booked: ${metrics.total_spend_usd:.2f} for {metrics.total_actions} calls, {metrics.blocked_actions} refused"
+)
 print("✅ The customer was charged once.")

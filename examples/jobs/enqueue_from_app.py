@@ -24,6 +24,6 @@ later = jobs.enqueue("echo", key=f"reminder:{run}", payload={"user": 1}, delay=t
 print(f"In an hour: {jobs.status(later.key).status}")
 if later.lease_id is not None:  # only who acquired the run can take it back
     client.ai.cancel(later.key, later.lease_id, reason="no longer wanted")
-print(f"Cancelled: {jobs.status(later.key).status}")
+print(f"Taken back: {client.ai.status(later.key).error_code}")
 
 jobs.close()
