@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.sdk_tenants import Tenant, make_tenant
+from support.sdk_tenants import NewTenant, Tenant, make_tenant
 from typer.testing import CliRunner
 
 from onceonly_jobs.cli import examples
@@ -383,27 +383,24 @@ def test_schedules_as_the_example_shows_them(system: LocalSystem, run: Run, tena
         check(done, SCHEDULED)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "ai/ai_simple",
-        "ai/governance",
-        "ai/budget_limits",
-        "ai/kill_switch",
-        "ai/metrics_monitoring",
-        "ai/audit_logs",
-    ],
-)
-def test_an_example_can_be_repeated_with_an_agent_of_the_users(name: str, run: Run, tenant: Tenant) -> None:
+def test_examples_can_be_repeated_with_an_agent_of_the_users(
+    run: Run, pool: ThreadPoolExecutor, new_tenant: NewTenant
+) -> None:
     """What the first run has used up is used up, and what it has stored is there."""
-    first, second = (run(name, tenant, ONCEONLY_AGENT_ID="dev-agent") for _ in range(2))
-    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    if name in ("ai/ai_simple", "ai/governance"):
-        assert first.stdout == second.stdout
+
+    def twice(name: str) -> list[Done]:
+        tenant = new_tenant()
+        return [run(name, tenant, ONCEONLY_AGENT_ID="dev-agent") for _ in range(2)]
+
+    names = ["ai/ai_simple", "ai/governance", "ai/budget_limits", "ai/metrics_monitoring"]
+    for name, (first, second) in zip(names, pool.map(twice, names), strict=True):
+        assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+        if name in ("ai/ai_simple", "ai/governance"):
+            assert second.stdout == first.stdout
 
 
-def test_the_webhooks_ttl_is_the_environments(run: Run, tenant: Tenant) -> None:
-    done = run("general/with_ttl", tenant, ONCEONLY_TTL="7200")
+def test_a_ttl_of_the_environment_counts(run: Run) -> None:
+    done = run("general/with_ttl", ONCEONLY_TTL="7200")
     assert "Not asked for any: ttl=7200" in done.stdout
 
 
