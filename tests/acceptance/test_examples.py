@@ -22,9 +22,10 @@ from onceonly_jobs.local.subprocess_system import LocalSystem
 from onceonly_jobs.store.database import Database
 
 ROOT = Path(__file__).parents[2]
-AT_ONCE = 3
+AT_ONCE = 4
 """Examples wait more than they compute."""
 
+COMMAND = "examples run tool_permissions"
 Done = subprocess.CompletedProcess[str]
 Run = Callable[..., Done]
 
@@ -359,9 +360,23 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.fixture(scope="module")
-def running(run: Run, pool: ThreadPoolExecutor) -> dict[str, Future[Done]]:
-    """All of them at once, as far as the machine goes."""
-    return {name: pool.submit(run, name) for name in EXPECTED}
+def running(
+    run: Run, pool: ThreadPoolExecutor, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Future[Done]]:
+    """All of them at once, as far as the machine goes, and the command that runs one."""
+    command = pool.submit(run_command, tmp_path_factory.mktemp("elsewhere"))
+    return {COMMAND: command, **{name: pool.submit(run, name) for name in EXPECTED}}
+
+
+def run_command(folder: Path) -> Done:
+    return subprocess.run(
+        [sys.executable, "-m", "onceonly_jobs.cli.main", *COMMAND.split()],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -421,15 +436,8 @@ def test_every_example_is_tested_and_told_of() -> None:
     assert tuple(steps) == examples.FIRST
 
 
-def test_the_command_runs_an_example_against_a_system_of_its_own(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "onceonly_jobs.cli.main", "examples", "run", "tool_permissions"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_the_command_runs_an_example_against_a_system_of_its_own(running: dict[str, Future[Done]]) -> None:
+    done = running[COMMAND].result()
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(pattern(EXPECTED["ai/tool_permissions"]), done.stdout)
 
