@@ -26,11 +26,11 @@ def send(what: str, spend_usd: float = 0.02) -> bool:
     """Send one email. False, and the server's words, where a limit says no."""
     args = {"subject": what, "run": run}
     try:
-        client.ai.run_tool(agent_id=agent, tool="send_email", args=args, spend_usd=spend_usd)
+        res = client.ai.run_tool(agent_id=agent, tool="send_email", args=args, spend_usd=spend_usd)
     except OverLimitError as error:
         print(f"{what}: HTTP {error.status_code}, OverLimitError: {error}")
         return False
-    print(f"{what}: executed")
+    print(f"{what}: {res.decision}")
     return True
 
 

@@ -15,9 +15,8 @@ print(f"Not asked for any: ttl={client.check_lock(f'{job}:default').ttl}, ONCEON
 
 key = f"{job}:short"
 print(f"First call: locked={client.check_lock(key, ttl=10).locked}")
-print(
-    f"A repeat: duplicate={client.check_lock(key, ttl=3600).duplicate}"
-)  # does not make the lock last longer
+# A repeat does not make the lock last longer.
+print(f"A repeat: duplicate={client.check_lock(key, ttl=3600).duplicate}")
 
 if "--wait" in sys.argv:
     time.sleep(10.5)

@@ -92,7 +92,8 @@ def run(
 ) -> None:
     """Run an example, or all of them, against a temporary system. Exit status 1 if one fails.
 
-    ONCEONLY_TTL and ONCEONLY_AGENT_ID count as they do for the examples themselves.
+    ONCEONLY_TTL counts as it does for the examples themselves; ONCEONLY_AGENT_ID for one that is named, as all of
+    them together would use up the limits of a single agent.
     """
     if name is not None and everything:
         raise ConfigError("give either a name or --all")
@@ -103,6 +104,8 @@ def run(
         LocalSystem(data_dir=Path(folder), flower=False, workers=2) as system,
     ):
         env = _environment(system)
+        if name is None:
+            env.pop("ONCEONLY_AGENT_ID", None)
         failed = [example.name for example in chosen if not _run(example, env, alone=name is not None)]
     if failed:
         typer.echo(f"\nFailed: {', '.join(failed)}", err=True)

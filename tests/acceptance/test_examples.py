@@ -160,7 +160,8 @@ total_spend_usd=7.5, top_tools=[{'tool': 'stripe.charge', 'count': 15}])
 Disabling agent...
 Re-enabling agent...
 Logs count: 15
-First 3: [AgentLogItem(ts=…, agent_id='billing-agent-…', tool='stripe.charge', allowed=True, decision='executed', …), \
+First 3: [AgentLogItem(ts=…, agent_id='billing-agent-…', tool='stripe.charge', allowed=True, decision='executed', \
+policy_reason='within_budget', …), \
 AgentLogItem(…), AgentLogItem(…)]
 """,
     "ai/tool_permissions": """
