@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from onceonly_jobs.client import governed
 from onceonly_jobs.client.models import AgentLogItem, AgentMetrics, AgentStatus, Period, Policy
@@ -10,6 +10,8 @@ from onceonly_jobs.client.wire import Json
 
 if TYPE_CHECKING:
     from onceonly_jobs.client.transport import Driver
+
+Decision = Literal["executed", "blocked", "dedup"]
 
 
 class GovernanceClient:
@@ -104,12 +106,34 @@ class GovernanceClient:
 
     # Audit trail and metrics
 
-    def agent_logs(self, agent_id: str | None = None, limit: int = 100) -> list[AgentLogItem]:
-        """The agent's latest decisions, newest first."""
-        return self._driver.run(governed.agent_logs(self._ctx, agent_id, limit))
+    def agent_logs(
+        self,
+        agent_id: str | None = None,
+        limit: int = 100,
+        *,
+        offset: int | None = None,
+        decision: Decision | None = None,
+        tool: str | None = None,
+        since: int | None = None,
+        until: int | None = None,
+    ) -> list[AgentLogItem]:
+        """The agent's latest decisions, newest first. since, until: Unix seconds."""
+        filters = {"offset": offset, "decision": decision, "tool": tool, "since": since, "until": until}
+        return self._driver.run(governed.agent_logs(self._ctx, agent_id, limit, **filters))
 
-    async def agent_logs_async(self, agent_id: str | None = None, limit: int = 100) -> list[AgentLogItem]:
-        return await self._driver.arun(governed.agent_logs(self._ctx, agent_id, limit))
+    async def agent_logs_async(
+        self,
+        agent_id: str | None = None,
+        limit: int = 100,
+        *,
+        offset: int | None = None,
+        decision: Decision | None = None,
+        tool: str | None = None,
+        since: int | None = None,
+        until: int | None = None,
+    ) -> list[AgentLogItem]:
+        filters = {"offset": offset, "decision": decision, "tool": tool, "since": since, "until": until}
+        return await self._driver.arun(governed.agent_logs(self._ctx, agent_id, limit, **filters))
 
     def agent_metrics(self, agent_id: str | None = None, period: Period = "day") -> AgentMetrics:
         return self._driver.run(governed.agent_metrics(self._ctx, agent_id, period))

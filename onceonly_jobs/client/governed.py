@@ -68,11 +68,12 @@ def switch(ctx: Context, agent_id: str | None, to: str, reason: str) -> Flow[Age
     return AgentStatus.of(answer, name)
 
 
-def agent_logs(ctx: Context, agent_id: str | None, limit: int) -> Flow[list[AgentLogItem]]:
+def agent_logs(
+    ctx: Context, agent_id: str | None, limit: int, **filters: str | int | None
+) -> Flow[list[AgentLogItem]]:
     name = agent(ctx, agent_id)
-    answer = yield from call(
-        ctx, Request("GET", f"/agents/{segment(name)}/logs", params={"limit": int(limit)})
-    )
+    params = {"limit": int(limit), **{key: value for key, value in filters.items() if value is not None}}
+    answer = yield from call(ctx, Request("GET", f"/agents/{segment(name)}/logs", params=params))
     return [AgentLogItem.of(row, name) for row in _items(answer)]
 
 

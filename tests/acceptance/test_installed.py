@@ -69,16 +69,23 @@ WITHOUT_SERVER = """
 import importlib.abc, pkgutil, sys
 
 class Missing(importlib.abc.MetaPathFinder):
-    server = {"fastapi", "starlette", "sqlalchemy", "psycopg", "celery", "kombu", "redis", "alembic",
+    server = {"langchain_core", "fastapi", "starlette", "sqlalchemy", "psycopg", "celery", "kombu", "redis", "alembic",
               "pydantic_settings", "structlog", "typer", "rich", "uvicorn", "limits", "psutil", "flower"}
     def find_spec(self, name, path, target=None):
         if name.split(".")[0] in self.server:
             raise ModuleNotFoundError(name, name=name)
 
 sys.meta_path.insert(0, Missing())
-import onceonly_jobs, onceonly_jobs.errors, onceonly_jobs.contracts as contracts
-for module in pkgutil.iter_modules(contracts.__path__, contracts.__name__ + "."):
-    __import__(module.name)
+import onceonly_jobs, onceonly_jobs.errors, onceonly_jobs.client as client, onceonly_jobs.contracts as contracts
+for package in (contracts, client):
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        __import__(module.name)
+import onceonly_jobs.integrations.langchain as langchain
+from onceonly_jobs import ApiError, OnceOnly, idempotent, idempotent_ai
+try:
+    langchain.make_idempotent_tool(None, client=OnceOnly("key"))
+except ImportError as error:
+    assert "pip install langchain-core" in str(error)
 print("clean")
 """
 

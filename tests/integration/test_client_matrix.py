@@ -24,18 +24,10 @@ from tests.integration.conftest import new_api as new_tenant_of
 
 pytestmark = pytest.mark.anyio
 
-VOLATILE = {
-    "lease_id",
-    "first_seen_at",
-    "done_at",
-    "disabled_at",
-    "ts",
-    "id",
-    "event_id",
-    "last_ts",
-    "secret_id",
-}
-VOLATILE |= {"key_preview", "request_id", "args_hash", "decision_id", "policy_version"}
+VOLATILE = frozenset(
+    "lease_id first_seen_at done_at disabled_at ts last_ts id event_id secret_id key_preview request_id args_hash"
+    " decision_id policy_version actor".split()
+)
 WAITS = {"wait", "run_and_wait", "run_fn", "ai_run_and_wait"}
 
 

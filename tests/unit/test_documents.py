@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from onceonly_jobs.client import OnceOnly, exceptions
+from onceonly_jobs.client.ai import AiClient
+from onceonly_jobs.client.governance import GovernanceClient
 from onceonly_jobs.config import Settings
 from onceonly_jobs.domain.states import MOVES, RunState
 from onceonly_jobs.errors import ConfigError
@@ -51,6 +55,20 @@ def test_the_compose_file_is_valid_and_complete() -> None:
         for mounted in service.get("volumes", []):
             assert mounted.split(":")[0] in compose["volumes"]
     assert (ROOT / "Dockerfile").is_file()
+
+
+def test_the_clients_document_names_every_method_error_and_setting() -> None:
+    text = (ROOT / "docs/CLIENT.md").read_text()
+    places = {"": OnceOnly, "ai.": AiClient, "gov.": GovernanceClient}
+    methods = [
+        f"{place}{name}"
+        for place, cls in places.items()
+        for name, value in vars(cls).items()
+        if inspect.isfunction(value) and not name.startswith("_") and not name.endswith("_async")
+    ]
+    settings = list(inspect.signature(OnceOnly).parameters)
+    for name in [*methods, *settings, *exceptions.__all__]:
+        assert re.search(rf"`{re.escape(name)}`", text), name
 
 
 @pytest.mark.parametrize(
