@@ -39,6 +39,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 BEAT_EVERY_S = 30.0
 AGAIN_AFTER_S = 5.0
+LONGEST_AGAIN_S = 30.0
 
 
 def once(
@@ -64,14 +65,19 @@ def once(
         if inspect.iscoroutinefunction(function):
             raise TypeError("once is for tasks, which Celery calls as plain functions")
 
+        signature = inspect.signature(function)
+        unbound = _without_self(signature)
+
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> Any:
             delivery = _Delivery(client, function, _running_task())
-            name = delivery.key(key, args, kwargs)
+            bound = bool(args) and isinstance(args[0], Task)
+            told, as_called = (args[1:], unbound) if bound else (args, function)
+            name = _key(key, function, as_called, told, kwargs)
             return delivery.run(name, functools.partial(function, *args, **kwargs), ttl, on_error, in_flight)
 
         # Celery checks calls against it, and looks at the outermost function only.
-        guarded.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+        guarded.__signature__ = signature  # type: ignore[attr-defined]
         return cast(Callable[P, R], guarded)
 
     return decorate
@@ -82,19 +88,6 @@ class _Delivery:
 
     def __init__(self, client: OnceOnly, function: Callable[..., Any], task: Task | None) -> None:
         self._client, self._function, self._task = client, function, task
-
-    def key(self, key: str | Callable[..., str] | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        if self._task is not None and args and args[0] is self._task:
-            args = args[1:]
-            function = functools.partial(self._function, self._task)
-        else:
-            function = functools.partial(self._function)
-        if callable(key):
-            return str(key(*args, **kwargs))
-        if key is not None:
-            return key
-        name = f"{self._function.__module__}.{self._function.__qualname__}"
-        return f"celery:{derived_key(function, args, kwargs, key_version='v1', key_id=name)}"
 
     def run(self, key: str, call: Callable[[], Any], ttl: int, on_error: str, in_flight: str) -> Any:
         driver, ctx = self._client.driver, self._client.context
@@ -109,7 +102,8 @@ class _Delivery:
         if not lease.acquired:
             if in_flight == "ignore" and self._in_worker():
                 raise Ignore
-            raise self._later(float(lease.raw.get("retry_after_sec") or AGAIN_AFTER_S), None, key)
+            left = float(lease.raw.get("ttl_left") or AGAIN_AFTER_S)
+            raise self._later(min(max(left / 4, AGAIN_AFTER_S), LONGEST_AGAIN_S), None, key)
         return self._work(lease, call, on_error)
 
     def _work(self, lease: Lease, call: Callable[[], Any], on_error: str) -> Any:
@@ -167,8 +161,8 @@ class _Delivery:
         try:
             again.apply_async()
         except Exception as error:
-            return Reject(error, requeue=True)
-        return Retry(exc=why, when=countdown, sig=again)
+            return cast(Exception, Reject(error, requeue=True))
+        return cast(Exception, Retry(exc=why, when=countdown, sig=again))
 
     def _in_worker(self) -> bool:
         """Whether a worker has delivered the task, and not a call by hand, or an eager one."""
@@ -179,6 +173,31 @@ class _Delivery:
 
     def _name(self) -> str:
         return str(self._task.name) if self._task is not None else self._function.__name__
+
+
+def _without_self(signature: inspect.Signature) -> Callable[..., Any]:
+    """Stands for the function of a bound task where its arguments are looked at."""
+
+    def stand_in(*args: Any, **kwargs: Any) -> None: ...
+
+    parameters = list(signature.parameters.values())[1:]
+    stand_in.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return stand_in
+
+
+def _key(
+    key: str | Callable[..., str] | None,
+    function: Callable[..., Any],
+    as_called: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> str:
+    if callable(key):
+        return str(key(*args, **kwargs))
+    if key is not None:
+        return key
+    name = f"{function.__module__}.{function.__qualname__}"
+    return f"celery:{derived_key(as_called, args, kwargs, key_version='v1', key_id=name)}"
 
 
 def _running_task() -> Task | None:
