@@ -91,12 +91,8 @@ class FreshSystem:
     def new_key(self, plan: str = "agency") -> str:
         """The API key of a new namespace, in which there is nothing."""
         tenant = f"test-{next(self._numbers)}"
-        self.ensure_tenant(tenant, plan)
+        self._database.run(account.ensure_tenant, tenant, Plan(plan))
         return self._database.run(account.create_key, tenant).api_key
-
-    def ensure_tenant(self, name: str, plan: str = "agency") -> None:
-        """Let there be a namespace of that name, for `Jobs(tenant=...)`."""
-        self._database.run(account.ensure_tenant, name, Plan(plan))
 
     def start_worker(self, app: str | None = None) -> None:
         """Let runs be executed: by the built-in jobs, or by those of a Celery app ("workers.app").

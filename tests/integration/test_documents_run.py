@@ -14,9 +14,13 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from onceonly_jobs.client import OnceOnly
+from onceonly_jobs.domain.runs import JobSpec
 from onceonly_jobs.integrations.idempotency import Idempotency
 from onceonly_jobs.local.fresh_system import FreshSystem
+from onceonly_jobs.services import claims
+from onceonly_jobs.store.database import Database
 from onceonly_jobs.testing import Clock
+from onceonly_jobs.worker.jobs import default_registry
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
@@ -32,10 +36,14 @@ class Report:
 def reader(
     onceonly_client: OnceOnly, onceonly_system: FreshSystem, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[dict[str, Any]]:
-    """What a reader of any document has at hand."""
+    """What a reader of any document has at hand; a worker of theirs has announced its jobs."""
     for name, value in onceonly_system.environment.items():
         monkeypatch.setenv(name, value)
-    onceonly_system.ensure_tenant("default")
+    monkeypatch.setattr(default_registry, "_jobs", dict(default_registry._jobs))
+    known = [JobSpec(name, "onceonly") for name in ("daily_summary", "send_invoice")]
+    database = Database(onceonly_system.owner_url, pool_size=1)
+    database.run(claims.announce, known)
+    database.close()
     engine = sa.create_engine(onceonly_system.owner_url)
     orders = sa.orm.registry().generate_base()
     order = type(
