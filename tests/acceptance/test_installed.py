@@ -69,8 +69,9 @@ WITHOUT_SERVER = """
 import importlib.abc, pkgutil, sys
 
 class Missing(importlib.abc.MetaPathFinder):
-    server = {"langchain_core", "fastapi", "flask", "django", "asgiref", "starlette", "sqlalchemy", "psycopg", "celery", "kombu", "redis", "alembic",
-              "pydantic_settings", "structlog", "typer", "rich", "uvicorn", "limits", "psutil", "flower"}
+    server = {"langchain_core", "fastapi", "starlette", "sqlalchemy", "psycopg", "celery", "kombu", "redis", "alembic",
+              "pydantic_settings", "structlog", "typer", "rich", "uvicorn", "limits", "psutil", "flower",
+              "flask", "django", "asgiref"}
     def find_spec(self, name, path, target=None):
         if name.split(".")[0] in self.server:
             raise ModuleNotFoundError(name, name=name)

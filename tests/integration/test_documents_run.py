@@ -40,7 +40,7 @@ def reader(
     for name, value in onceonly_system.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(default_registry, "_jobs", dict(default_registry._jobs))
-    known = [JobSpec(name, "onceonly") for name in ("daily_summary", "send_invoice")]
+    known = [JobSpec(name=name, queue="onceonly") for name in ("daily_summary", "send_invoice")]
     database = Database(onceonly_system.owner_url, pool_size=1)
     database.run(claims.announce, known)
     database.close()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from functools import partial
@@ -12,10 +13,12 @@ from typing import Any
 import httpx
 import pytest
 from anyio.from_thread import start_blocking_portal
+from starlette.responses import StreamingResponse
 from support import shop as shops
 from support.shop import PATIENCE_S, Shop
 
 from onceonly_jobs.client import OnceOnly
+from onceonly_jobs.integrations.asgi import IdempotencyMiddleware
 from onceonly_jobs.integrations.idempotency import Answer, Idempotency, Incoming, parsed_key
 from onceonly_jobs.local.ports import free_port
 from onceonly_jobs.testing import Clock
@@ -260,3 +263,47 @@ def test_a_response_that_can_not_be_stored_is_sent_and_its_key_stays_taken(
     assert nowhere.driver.run(Idempotency(client=nowhere).keep(lease, given)) is given
     told: Any = onceonly_client.driver.run(rules.admit(_incoming(), "k"))
     assert json.loads(told.body)["type"].endswith("in-flight")
+
+
+def test_a_caller_that_leaves_finds_the_response_later(onceonly_client: OnceOnly) -> None:
+    """Starlette ends a stream whose caller is gone; what is to be kept is made nevertheless."""
+    made: list[bytes] = []
+
+    async def parts() -> AsyncIterator[bytes]:
+        for part in (b"paid ", b"in full"):
+            await asyncio.sleep(0.01)
+            made.append(part)
+            yield part
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await StreamingResponse(parts())(scope, receive, send)
+
+    async def ask() -> list[Any]:
+        """Its caller leaves as soon as it has sent the request."""
+        received = iter([{"type": "http.request", "body": b"", "more_body": False}])
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return next(received, {"type": "http.disconnect"})
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "method": "POST",
+            "path": "/",
+            "headers": [(b"idempotency-key", b"k")],
+        }
+        await IdempotencyMiddleware(app, client=onceonly_client)(scope, receive, send)
+        return sent
+
+    async def twice() -> list[Any]:
+        await ask()
+        start, body = await ask()
+        await onceonly_client.aclose()
+        return [dict(start["headers"]).get(b"idempotency-replayed"), body["body"]]
+
+    assert asyncio.run(twice()) == [b"true", b"paid in full"]
+    assert made == [b"paid ", b"in full"]

@@ -37,13 +37,6 @@ def test_and_is_the_real_one_again(onceonly_client, onceonly_system):
     with sa.create_engine(onceonly_system.owner_url).connect() as connection:
         moved = sa.text("SELECT extract(epoch FROM onceonly_now() - statement_timestamp())")
         assert connection.execute(moved).scalar_one() == 0
-
-
-def test_runs_are_executed_where_a_worker_is_asked_for(onceonly_client, onceonly_system):
-    onceonly_system.start_worker()
-    onceonly_system.start_worker()
-    assert onceonly_client.ai.run_and_wait("report:1", timeout=30).ok
-    onceonly_system.stop_worker()
 """
 
 UNUSED = """
@@ -75,7 +68,7 @@ def _pytest(directory: Path, suite: str) -> subprocess.CompletedProcess[str]:
 def test_a_suite_gets_a_system_by_asking_for_it(tmp_path: Path) -> None:
     done = _pytest(tmp_path, USERS_SUITE)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 passed" in done.stdout
+    assert "4 passed" in done.stdout
 
 
 def test_a_suite_that_does_not_ask_loads_nothing(tmp_path: Path) -> None:
