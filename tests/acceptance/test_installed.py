@@ -80,7 +80,8 @@ import importlib.abc, pkgutil, sys
 
 class Missing(importlib.abc.MetaPathFinder):
     server = {"langchain_core", "fastapi", "starlette", "sqlalchemy", "psycopg", "celery", "kombu", "redis", "alembic",
-              "pydantic_settings", "structlog", "typer", "rich", "uvicorn", "limits", "psutil", "flower"}
+              "pydantic_settings", "structlog", "typer", "rich", "uvicorn", "limits", "psutil", "flower",
+              "flask", "django", "asgiref"}
     def find_spec(self, name, path, target=None):
         if name.split(".")[0] in self.server:
             raise ModuleNotFoundError(name, name=name)
@@ -96,6 +97,14 @@ try:
     langchain.make_idempotent_tool(None, client=OnceOnly("key"))
 except ImportError as error:
     assert "pip install langchain-core" in str(error)
+import onceonly_jobs.integrations.asgi, onceonly_jobs.integrations.wsgi
+for name in ("celery", "django"):
+    try:
+        __import__(f"onceonly_jobs.integrations.{name}")
+    except ImportError as error:
+        assert f"pip install 'onceonly-jobs[{name}]'" in str(error), error
+    else:
+        raise AssertionError(name)
 print("clean")
 """
 
