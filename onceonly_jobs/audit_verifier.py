@@ -17,7 +17,7 @@ from typing import Any
 GENESIS = "0" * 64
 """What the first seal names as its predecessor's hash."""
 
-KEYS = {"decision": "id", "outcome": "decision_id"}
+KEYS = {"decision": "id", "outcome": "decision_id", "policy": "id"}
 """The kinds of rows, and which column names one."""
 
 MOST_SHOWN = 100

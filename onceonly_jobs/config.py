@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -66,6 +66,13 @@ class Settings(BaseSettings):
     default_plan: Literal["free", "starter", "pro", "agency"] = Field(
         "agency", description="Plan of a tenant that is made without one."
     )
+    plan_table: Literal["seed", "newer"] = Field(
+        "seed", description="Which of the two published tables says what governance each plan has."
+    )
+    strict_tools: bool = Field(
+        False,
+        description="Whether a policy that names a tool or job that is not registered is refused (400).",
+    )
     default_job: str = Field("echo", description="Job of a run that names none and matches no pattern.")
     default_queue: str = Field("onceonly", description="Celery queue of jobs that name none.")
     worker_lease_s: PositiveSeconds = Field(
@@ -122,7 +129,39 @@ class Settings(BaseSettings):
         le=300,
         description="How long a tool call is waited for before its answer is 409 `in_progress`.",
     )
+    schedule_tenant: str = Field(
+        "default",
+        min_length=1,
+        description="Tenant of the schedules that code declares (`@job(..., cron=...)`); made if it is new.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Log level.")
+    log_format: Literal["console", "json"] = Field(
+        "console", description="Form of a log line: for people, or a JSON object."
+    )
+    access_log: bool = Field(False, description="Log a line per request at INFO. Else it is at DEBUG.")
+    metrics_token: str | None = Field(
+        None,
+        min_length=8,
+        description="Bearer token that `/metrics` asks for. Unset: the API shows it to its own machine only.",
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address of the worker's and scheduler's `/metrics`.")
+    worker_metrics_port: int = Field(
+        0, ge=0, le=65_535, description="Port of a worker's `/metrics`; 0: none. `up` takes a free one."
+    )
+    scheduler_metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65_535,
+        description="Port of `/metrics` of `beat` or `relay`; 0: none. `up` takes a free one.",
+    )
+    otel: bool = Field(
+        False, description="Send OpenTelemetry traces, as the standard `OTEL_*` variables say (extra `otel`)."
+    )
+    flower_auth: str | None = Field(
+        None,
+        pattern=r"^[^:,\s]+:[^,\s]{8,}$",
+        description="`user:password` for Flower, needed where others can reach it; at least 8 characters of password.",
+    )
 
     @classmethod
     def load(cls, **given: Any) -> Self:
@@ -149,6 +188,15 @@ class Settings(BaseSettings):
         if self.broker_url is None:
             raise ConfigError("ONCEONLY_BROKER_URL: not set (`onceonly-jobs up` runs an embedded Redis)")
         return self.broker_url
+
+    @cached_property
+    def secrets(self) -> frozenset[str]:
+        """Values that must not be seen in a log."""
+        urls = (self.database_url, self.migration_database_url, self.broker_url, self.redis_url)
+        passwords = [urlsplit(url).password for url in urls if url is not None]
+        flower = (self.flower_auth or "").partition(":")[2]
+        given = (self.secret_key, self.llm_api_key, self.metrics_token, flower, *passwords)
+        return frozenset(value for secret in given if secret for value in (secret, unquote(secret)))
 
     @cached_property
     def owner_database_url(self) -> str:

@@ -10,11 +10,14 @@ OnceOnlyError
     ├── ApiKeyDisabled     403       known, but disabled or revoked
     ├── PlanLimitReached   402       the month's quota is used up
     ├── UnknownTask        400       no worker has registered a job of that name
+    ├── UnknownTools       400       a policy names tools that are not registered
     ├── Unsupported        400       understood, but not offered by this server
     ├── NotFound           404
     ├── TooManyTools       403       the plan has no room for another tool
     ├── ToolNotFound       404       no such tool for an agent
     ├── ToolNotRegistered  404       no such tool in a scope
+    ├── ScheduleNotFound   404       no such schedule
+    ├── ScheduleExists     409       another schedule has this name
     ├── LeaseConflict      409       lost, expired or finished lease
     ├── SettlementConflict 409       the call is not unknown, or was settled the other way
     ├── FingerprintMismatch 409      the key was used for another request
@@ -111,6 +114,15 @@ class UnknownTask(Refusal):
                 "task": task,
             }
         )
+
+
+class UnknownTools(Refusal):
+    """A policy names tools that are not registered, on a server that does not accept that."""
+
+    status = 400
+
+    def __init__(self, tools: list[str]) -> None:
+        super().__init__({"error": "unknown_tools", "tools": tools})
 
 
 class Unsupported(Refusal):
@@ -214,6 +226,30 @@ class ToolNotRegistered(Refusal):
                 "message": f"no tool named {tool!r} is registered in this scope",
                 "tool": tool,
                 "scope_id": scope_id,
+            }
+        )
+
+
+class ScheduleNotFound(Refusal):
+    status = 404
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            {"error": "schedule_not_found", "message": f"no schedule is named {name!r}", "name": name}
+        )
+
+
+class ScheduleExists(Refusal):
+    """Creating is no way of changing. The same definition again is answered like the first time."""
+
+    status = 409
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            {
+                "error": "schedule_exists",
+                "message": f"another schedule is named {name!r}; change it with PATCH",
+                "name": name,
             }
         )
 

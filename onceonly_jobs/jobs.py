@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -16,15 +16,15 @@ from onceonly_jobs.config import Settings
 from onceonly_jobs.contracts.enqueue import EnqueueRequest
 from onceonly_jobs.dispatch.direct import DirectPublisher
 from onceonly_jobs.domain.actions import has_actions
-from onceonly_jobs.domain.plans import Plan
+from onceonly_jobs.domain.plans import Plan, PlanTable
 from onceonly_jobs.domain.runs import JobSpec, Run
 from onceonly_jobs.domain.states import RunState
 from onceonly_jobs.errors import EnqueueError, UnknownTask
 from onceonly_jobs.services import account, runs
-from onceonly_jobs.services.quota import QuotaUsedUp
+from onceonly_jobs.services.quota import Refused
 from onceonly_jobs.store.account import Caller
-from onceonly_jobs.store.claims import Due
 from onceonly_jobs.store.database import Database, aon, on
+from onceonly_jobs.store.outbox import Due
 from onceonly_jobs.store.runs import Taken, Taking
 from onceonly_jobs.store.statement import Operation, autocommit
 
@@ -209,6 +209,7 @@ class Jobs:
         """The tenant's plan and the registered jobs, read and remembered."""
         if self._api_key is not None:
             caller = yield from account.authenticate(self._api_key)
+            caller = replace(caller, plan_table=PlanTable(self._settings.plan_table))
         else:
             caller = yield from self._own_caller()
         specs = yield from runs.registered_jobs()
@@ -228,6 +229,7 @@ class Jobs:
             key_preview="",
             rate_limit=None,
             disabled=False,
+            plan_table=PlanTable(self._settings.plan_table),
         )
 
 
@@ -259,9 +261,9 @@ def _taking(known: _Known, request: EnqueueRequest, publish_grace_s: float) -> T
     )
 
 
-def _due_now(taking: Taking, taken: Taken | QuotaUsedUp) -> Due | None:
+def _due_now(taking: Taking, taken: Taken | Refused) -> Due | None:
     """The run to publish at once, if there is one."""
-    if isinstance(taken, QuotaUsedUp) or taken.outcome != "acquired" or taking.delay_s > 0:
+    if isinstance(taken, Refused) or taken.outcome != "acquired" or taking.delay_s > 0:
         return None
     return Due(
         id=taken.run.id,
@@ -274,9 +276,9 @@ def _due_now(taking: Taking, taken: Taken | QuotaUsedUp) -> Due | None:
     )
 
 
-def _answer(taken: Taken | QuotaUsedUp) -> Enqueued:
-    """Raises PlanLimitReached, after the refusal was counted."""
-    if isinstance(taken, QuotaUsedUp):
+def _answer(taken: Taken | Refused) -> Enqueued:
+    """Raises FingerprintMismatch, PlanLimitReached, after the refusal was counted."""
+    if isinstance(taken, Refused):
         raise taken.refusal
     return _standing(taken.run, acquired=taken.outcome == "acquired")
 

@@ -4,7 +4,7 @@ Safe because: it only adds tables, of which the previous version knows nothing, 
 failed or were cancelled; LOCK_TIMEOUT bounds how long making it may hold up traffic.
 
 Revision ID: 0011
-Revises: 0007
+Revises: 0010
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0011"
-down_revision = "0007"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 

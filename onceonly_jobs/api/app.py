@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import Depends, FastAPI
+from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPBearer
 
+from onceonly_jobs import metrics, tracing
 from onceonly_jobs.api.edge import CommonHeaders
+from onceonly_jobs.api.observed import Observed
 from onceonly_jobs.api.problems import install
 from onceonly_jobs.api.routes import (
     account,
@@ -18,6 +22,7 @@ from onceonly_jobs.api.routes import (
     governance,
     health,
     locks,
+    schedules,
     streams,
     tools,
     unknown,
@@ -44,6 +49,7 @@ SHOWN_SCHEME = HTTPBearer(auto_error=False, description="An API key, `once_live_
 def create_app(settings: Settings) -> FastAPI:
     """The application over these settings. Raises ConfigError where they can't be served with."""
     state = State.of(settings)
+    metrics.put(metrics.BUILD, version("onceonly-jobs"), value=1)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -52,6 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         state.streams.end()
         await state.aclose()
+        await run_in_threadpool(tracing.flush)
 
     app = FastAPI(
         title="OnceOnly Jobs",
@@ -59,9 +66,12 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
+        # Its spans and logs hold what requests hold; ours are in observed.py. Older versions of FastAPI ignore it.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.onceonly = state
     install(app)
+    app.add_middleware(Observed, access_level=logging.INFO if settings.access_log else logging.DEBUG)
     app.add_middleware(CommonHeaders)
     app.include_router(health.router)
     for router in (
@@ -73,6 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
         governance.router,
         tools.router,
         unknown.router,
+        schedules.router,
         webhooks.router,
     ):
         app.include_router(
@@ -84,5 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
 def app_from_env() -> FastAPI:
     """The application over the environment's settings, for `uvicorn --factory`."""
     settings = Settings.load()
-    configure_logging(settings.log_level, "api")
+    configure_logging(settings.log_level, "api", settings.log_format, settings.secrets)
+    if settings.otel:
+        tracing.start("api")
     return create_app(settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request, Response
@@ -13,9 +14,11 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars
 
 from onceonly_jobs.api.problems import invalid
 from onceonly_jobs.api.state import State
+from onceonly_jobs.domain.plans import PlanTable
 from onceonly_jobs.errors import MissingToken, PayloadTooLarge
 from onceonly_jobs.services import account
 from onceonly_jobs.store.account import Caller
@@ -71,6 +74,11 @@ class StrictRequest(Request):
             except ValueError as error:
                 raise invalid(("body",), f"JSON decode error: {error}", "json_invalid") from None
 
+    @property
+    def parsed(self) -> Any:
+        """The body, once it was loaded."""
+        return self._parsed
+
     async def json(self) -> Any:
         return self._parsed
 
@@ -98,11 +106,14 @@ class ContractRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             state = state_of(request)
             caller = await state.db.arun(account.authenticate, bearer(request))
+            caller = replace(caller, plan_table=PlanTable(state.settings.plan_table))
             request.state.caller = caller
+            bind_contextvars(tenant=caller.tenant_id)
             await state.limiter.check(caller)
             strict = StrictRequest(_as_json(request.scope), request.receive)
-            if request.method == "POST":
+            if request.method in ("POST", "PATCH"):
                 await strict.load(state.settings.max_body_bytes)
+            _bind_names(strict)
             return await handle(strict)
 
         return guarded
@@ -125,6 +136,13 @@ class DiscreetRoute(ContractRoute):
 
 def _hidden(error: dict[str, Any]) -> dict[str, Any]:
     return {**error, "input": {}} if error["loc"][0] == "body" else error
+
+
+def _bind_names(request: StrictRequest) -> None:
+    """Let the log lines of this request tell what it is about."""
+    sent = request.parsed if isinstance(request.parsed, dict) else request.query_params
+    names = {name: sent.get(name) for name in ("key", "run_id", "agent_id")}
+    bind_contextvars(**{name: text[:256] for name, text in names.items() if isinstance(text, str)})
 
 
 def state_of(request: Request) -> State:

@@ -13,13 +13,15 @@ from onceonly_jobs.api.waiting import wait_until_settled
 from onceonly_jobs.contracts.fields import utc_iso
 from onceonly_jobs.contracts.runs import RunRequest
 from onceonly_jobs.domain.governance import REASONS, Code, risk_level, usd
+from onceonly_jobs.domain.plans import LIMITS
 from onceonly_jobs.domain.runs import Run
 from onceonly_jobs.errors import BudgetExceeded, CallInProgress, ToolNotFound
 from onceonly_jobs.services import calls
 from onceonly_jobs.services.calls import Answer, Wanted
+from onceonly_jobs.services.quota import Refused
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.calls import Judged
-from onceonly_jobs.store.claims import Due
+from onceonly_jobs.store.outbox import Due
 
 PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,4})\b")
 
@@ -27,7 +29,8 @@ PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,4})\b")
 async def call_tool(state: State, caller: Caller, body: RunRequest, prefer: str | None) -> JSONResponse:
     """The decision on a call, and its result once there is one.
 
-    Raises ToolNotFound, BudgetExceeded, and CallInProgress for a tool that outlasts the caller's patience.
+    Raises ToolNotFound, BudgetExceeded, PlanLimitReached, and CallInProgress for a tool that outlasts the
+    caller's patience.
     """
     wanted = Wanted(
         agent_id=body.agent_id or "",
@@ -37,10 +40,13 @@ async def call_tool(state: State, caller: Caller, body: RunRequest, prefer: str 
         queue=state.settings.default_queue,
         publish_grace_s=state.settings.publish_grace_s,
     )
+    judge = calls.judge_capped if LIMITS[caller.plan].hard_stop else calls.judge
     try:
-        judged = await state.db.arun(calls.judge, caller, wanted)
+        judged = await state.db.arun(judge, caller, wanted)
     except ValueError as error:
         raise invalid(("body", "args"), str(error)) from None
+    if isinstance(judged, Refused):
+        raise judged.refusal
     if judged.code is Code.NOT_FOUND:
         raise ToolNotFound(wanted.tool, wanted.agent_id)
     if judged.limit is not None:

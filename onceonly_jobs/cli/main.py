@@ -9,7 +9,7 @@ from onceonly_jobs.errors import ConfigError
 
 _SERVER_PACKAGES = {
     *("alembic", "celery", "fastapi", "flower", "kombu", "limits", "psutil", "psycopg", "pydantic_settings"),
-    *("redis", "rich", "sqlalchemy", "structlog", "typer", "uvicorn"),
+    *("cronsim", "prometheus_client", "redis", "rich", "sqlalchemy", "structlog", "typer", "uvicorn"),
 }
 
 
@@ -28,8 +28,10 @@ _MODULES = {
     "demo": "demo",
     "audit": "audit",
     "unknown": "unknown",
+    "schedules": "schedules",
     "runs": "runs",
     "webhook": "webhook",
+    "policies": "policies",
 }
 """Which file has which command: a part of the system shall not load what only an operator needs."""
 

@@ -43,22 +43,29 @@ def api(host: Host = "127.0.0.1", port: Port = 8080, workers: Processes = 1) -> 
     """Serve the HTTP API."""
     import uvicorn
 
+    from onceonly_jobs import metrics, tracing
     from onceonly_jobs.config import Settings
 
     settings = Settings.load()
     settings.require_database_url()  # here, once, in one line; not in every process
-    uvicorn.run(
-        "onceonly_jobs.api.app:app_from_env",
-        factory=True,
-        host=host,
-        port=port,
-        workers=workers if workers > 1 else None,
-        access_log=False,
-        log_level=settings.log_level.lower(),
-        log_config=None,  # app_from_env configures logging
-        server_header=False,
-        timeout_graceful_shutdown=10,
-    )
+    if settings.otel:
+        tracing.prepare()
+    shared = metrics.share_between_processes() if workers > 1 else None
+    try:
+        uvicorn.run(
+            "onceonly_jobs.api.app:app_from_env",
+            factory=True,
+            host=host,
+            port=port,
+            workers=workers if workers > 1 else None,
+            access_log=False,
+            log_level=settings.log_level.lower(),
+            log_config=None,  # app_from_env configures logging
+            server_header=False,
+            timeout_graceful_shutdown=10,
+        )
+    finally:
+        metrics.forget(shared)
 
 
 def worker(concurrency: Concurrency = None, queues: Queues = None, app: App = None) -> None:
@@ -72,23 +79,25 @@ def worker(concurrency: Concurrency = None, queues: Queues = None, app: App = No
 
 
 def beat(app: App = None) -> None:
-    """Publish due runs, take back those of dead workers, and send what the app's own schedule asks for."""
+    """Serve schedules, publish due runs, take back those of dead workers, and send what the app's own
+    `beat_schedule` asks for."""
     _celery(app, "beat", [])
 
 
 def relay() -> None:
-    """Publish due runs and take back those of dead workers, without Celery's scheduler."""
+    """Publish due runs and take back those of dead workers. Serves no schedules: that is for `beat`."""
     from onceonly_jobs.config import Settings
     from onceonly_jobs.telemetry import configure_logging
     from onceonly_jobs.worker.app import touch_ready_file
-    from onceonly_jobs.worker.beat import make_relay
+    from onceonly_jobs.worker.beat import make_relay, show_figures
 
     settings = Settings.load()
-    configure_logging(settings.log_level, "relay")
+    configure_logging(settings.log_level, "relay", settings.log_format, settings.secrets)
     stop = threading.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda _signum, _frame: stop.set())
     relay = make_relay(settings)
+    show_figures(settings)
     stop.wait(relay.tick())
     touch_ready_file()
     relay.run_forever(stop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,9 @@ import typer
 
 if TYPE_CHECKING:
     from onceonly_jobs.local.devenv import Running
+
+COLUMNS = "name,kwargs,state,received,runtime,worker,uuid"
+"""Of Flower's list of tasks: its own choice lacks what they are about."""
 
 Host = Annotated[str, typer.Option(help="Address the API listens on.")]
 Port = Annotated[int, typer.Option(min=0, max=65_535, help="Port the API listens on; 0 is any free one.")]
@@ -56,6 +60,7 @@ def _announce(running: Running) -> None:
         f"  OnceOnly Jobs is up.   API      {running.base_url}",
         f"                         docs     {running.api_url}/docs",
         *([f"                         Flower   {running.flower_url}"] if running.flower_url else []),
+        f"                         metrics  {' '.join(running.metrics_urls)}",
         "",
         "  In another terminal:",
         "",
@@ -84,8 +89,38 @@ def _about_tools() -> list[str]:
 def flower(
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Port to listen on.")] = 5555,
     address: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="Let everybody in who can reach it: something in front asks.")
+    ] = False,
 ) -> None:
-    """Start Flower, the monitor of the Celery workers."""
+    """Start Flower, the monitor of the Celery workers. Asks for ONCEONLY_FLOWER_AUTH where that is set."""
+    from onceonly_jobs.config import Settings
+
+    env = _flower_environment(Settings.load().flower_auth, address, no_auth)
     command = [sys.executable, "-m", "celery", "-A", "onceonly_jobs.worker.default", "flower"]
     command += [f"--port={port}", f"--address={address}", "--logging=warning"]
-    os.execv(command[0], command)  # noqa: S606 - an exec without a shell is the point
+    os.execve(command[0], command, env)  # noqa: S606 - an exec without a shell is the point
+
+
+def _flower_environment(auth: str | None, address: str, no_auth: bool) -> dict[str, str]:
+    """With the password, which the list of processes would show. Raises ConfigError where anybody could come in.
+
+    Without a password, Flower itself keeps its HTTP API shut, by which runs could be asked for and workers ended.
+    """
+    from onceonly_jobs.errors import ConfigError
+
+    own = any(os.environ.get(name) for name in ("FLOWER_BASIC_AUTH", "FLOWER_AUTH"))
+    if auth is None and not own and not no_auth and not _is_loopback(address):
+        raise ConfigError(
+            f"ONCEONLY_FLOWER_AUTH: not set, and others can reach Flower on {address}: "
+            "set it to user:password, or give --no-auth"
+        )
+    env = {"FLOWER_TASKS_COLUMNS": COLUMNS, **os.environ}
+    return env if auth is None else {**env, "FLOWER_BASIC_AUTH": auth}
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"

@@ -15,6 +15,7 @@ from onceonly_jobs.client.leases import Lease
 from onceonly_jobs.client.models import AiRun, CheckLockResult
 from onceonly_jobs.client.payloads import MetadataLike
 from onceonly_jobs.client.payloads import metadata as as_metadata
+from onceonly_jobs.client.schedules import SchedulesClient
 from onceonly_jobs.client.settings import ClientSettings, resolve
 from onceonly_jobs.client.transport import Connections, Driver
 from onceonly_jobs.client.wire import Flow, Json
@@ -73,10 +74,11 @@ class OnceOnly:
 
     def _set_up(self, settings: ClientSettings, connections: Connections) -> None:
         self.settings, self._connections = settings, connections
-        self.driver = self._driver = Driver(settings, connections)
-        self.context = self._ctx = self._driver.context
-        self.ai = AiClient(self._driver)
-        self.gov = GovernanceClient(self._driver)
+        self.driver = Driver(settings, connections)
+        self._ctx = self.driver.context
+        self.ai = AiClient(self.driver)
+        self.gov = GovernanceClient(self.driver)
+        self.schedules = SchedulesClient(self.driver)
 
     @property
     def api_key(self) -> str:
@@ -122,7 +124,7 @@ class OnceOnly:
         A server that does not answer counts as `locked` where the client fails open (`result.failed_open`).
         fingerprint: hash of the request; the same key with another one raises ApiError (409).
         """
-        return self._driver.run(locks.check_lock(self._ctx, key, ttl, meta, request_id, fingerprint))
+        return self.driver.run(locks.check_lock(self._ctx, key, ttl, meta, request_id, fingerprint))
 
     async def check_lock_async(
         self,
@@ -133,11 +135,11 @@ class OnceOnly:
         *,
         fingerprint: str | None = None,
     ) -> CheckLockResult:
-        return await self._driver.arun(locks.check_lock(self._ctx, key, ttl, meta, request_id, fingerprint))
+        return await self.driver.arun(locks.check_lock(self._ctx, key, ttl, meta, request_id, fingerprint))
 
     def lock(self, key: str, ttl: int | None = None, meta: MetadataLike | None = None) -> LockBlock:
         """`check_lock` as a `with` or `async with` block; it gives a Lock."""
-        return LockBlock(self._driver, key, ttl, meta)
+        return LockBlock(self.driver, key, ttl, meta)
 
     def lease(
         self,
@@ -150,7 +152,7 @@ class OnceOnly:
         error_code: str = "block_error",
     ) -> LeaseBlock:
         """Work under a lease, as a `with` or `async with` block; it gives a Lease, acquired or not."""
-        return LeaseBlock(self._driver, key, ttl, metadata, extend_every, on_lost, error_code)
+        return LeaseBlock(self.driver, key, ttl, metadata, extend_every, on_lost, error_code)
 
     # Runs, in short
 
@@ -182,7 +184,7 @@ class OnceOnly:
 
         `Jobs.enqueue` does it without HTTP, and takes a queue and a delay.
         """
-        return self._driver.run(self._enqueue(job, key, payload, metadata, ttl, fingerprint))
+        return self.driver.run(self._enqueue(job, key, payload, metadata, ttl, fingerprint))
 
     async def enqueue_async(
         self,
@@ -194,7 +196,7 @@ class OnceOnly:
         ttl: int | None = None,
         fingerprint: str | None = None,
     ) -> AiRun:
-        return await self._driver.arun(self._enqueue(job, key, payload, metadata, ttl, fingerprint))
+        return await self.driver.arun(self._enqueue(job, key, payload, metadata, ttl, fingerprint))
 
     def _enqueue(
         self,
@@ -214,10 +216,10 @@ class OnceOnly:
 
     def me(self) -> Json:
         """The plan, and what the key's owner set."""
-        return self._driver.run(account.get(self._ctx, "/me"))
+        return self.driver.run(account.get(self._ctx, "/me"))
 
     async def me_async(self) -> Json:
-        return await self._driver.arun(account.get(self._ctx, "/me"))
+        return await self.driver.arun(account.get(self._ctx, "/me"))
 
     def update_notifications(
         self,
@@ -227,7 +229,7 @@ class OnceOnly:
         run_failure_notifications_enabled: bool | None = None,
     ) -> Json:
         """Change what is given. Raises ValueError when that is nothing."""
-        return self._driver.run(
+        return self.driver.run(
             account.update_notifications(
                 self._ctx,
                 email_notifications_enabled=email_notifications_enabled,
@@ -243,7 +245,7 @@ class OnceOnly:
         tool_error_notifications_enabled: bool | None = None,
         run_failure_notifications_enabled: bool | None = None,
     ) -> Json:
-        return await self._driver.arun(
+        return await self.driver.arun(
             account.update_notifications(
                 self._ctx,
                 email_notifications_enabled=email_notifications_enabled,
@@ -254,34 +256,32 @@ class OnceOnly:
 
     def usage(self, kind: str = "make") -> Json:
         """This month's use of check-locks (`make`) or of runs and leases (`ai`)."""
-        return self._driver.run(account.get(self._ctx, "/usage", kind=kind))
+        return self.driver.run(account.get(self._ctx, "/usage", kind=kind))
 
     async def usage_async(self, kind: str = "make") -> Json:
-        return await self._driver.arun(account.get(self._ctx, "/usage", kind=kind))
+        return await self.driver.arun(account.get(self._ctx, "/usage", kind=kind))
 
     def usage_all(self) -> Json:
-        return self._driver.run(account.get(self._ctx, "/usage/all"))
+        return self.driver.run(account.get(self._ctx, "/usage/all"))
 
     async def usage_all_async(self) -> Json:
-        return await self._driver.arun(account.get(self._ctx, "/usage/all"))
+        return await self.driver.arun(account.get(self._ctx, "/usage/all"))
 
     def metrics(self, from_day: str, to_day: str) -> Any:
         """Counters per day, both days included, as YYYY-MM-DD in UTC."""
-        return self._driver.run(account.get(self._ctx, "/metrics", from_day=from_day, to_day=to_day))
+        return self.driver.run(account.get(self._ctx, "/metrics", from_day=from_day, to_day=to_day))
 
     async def metrics_async(self, from_day: str, to_day: str) -> Any:
-        return await self._driver.arun(account.get(self._ctx, "/metrics", from_day=from_day, to_day=to_day))
+        return await self.driver.arun(account.get(self._ctx, "/metrics", from_day=from_day, to_day=to_day))
 
     # Events
 
     def events(self, limit: int = 50, offset: int = 0) -> Any:
         """The recent feed, newest first, under `data`."""
-        return self._driver.run(account.get(self._ctx, "/events", limit=int(limit), offset=int(offset)))
+        return self.driver.run(account.get(self._ctx, "/events", limit=int(limit), offset=int(offset)))
 
     async def events_async(self, limit: int = 50, offset: int = 0) -> Any:
-        return await self._driver.arun(
-            account.get(self._ctx, "/events", limit=int(limit), offset=int(offset))
-        )
+        return await self.driver.arun(account.get(self._ctx, "/events", limit=int(limit), offset=int(offset)))
 
     def post_event(
         self,
@@ -315,7 +315,7 @@ class OnceOnly:
             "message": message,
             "data": data,
         }
-        return self._driver.run(account.post_event(self._ctx, fields, extra))
+        return self.driver.run(account.post_event(self._ctx, fields, extra))
 
     async def post_event_async(
         self,
@@ -348,28 +348,28 @@ class OnceOnly:
             "message": message,
             "data": data,
         }
-        return await self._driver.arun(account.post_event(self._ctx, fields, extra))
+        return await self.driver.arun(account.post_event(self._ctx, fields, extra))
 
     def get_run_timeline(self, run_id: str, *, limit: int = 200, offset: int = 0) -> Json:
         """A run's events, oldest first."""
-        return self._driver.run(account.get_run_timeline(self._ctx, run_id, limit, offset))
+        return self.driver.run(account.get_run_timeline(self._ctx, run_id, limit, offset))
 
     async def get_run_timeline_async(self, run_id: str, *, limit: int = 200, offset: int = 0) -> Json:
-        return await self._driver.arun(account.get_run_timeline(self._ctx, run_id, limit, offset))
+        return await self.driver.arun(account.get_run_timeline(self._ctx, run_id, limit, offset))
 
     def runs(self, *, limit: int = 50, offset: int = 0, q: str | None = None) -> Json:
         """The latest timelines; q: whose run id begins so."""
-        return self._driver.run(account.get(self._ctx, "/runs", limit=limit, offset=offset, q=q))
+        return self.driver.run(account.get(self._ctx, "/runs", limit=limit, offset=offset, q=q))
 
     async def runs_async(self, *, limit: int = 50, offset: int = 0, q: str | None = None) -> Json:
-        return await self._driver.arun(account.get(self._ctx, "/runs", limit=limit, offset=offset, q=q))
+        return await self.driver.arun(account.get(self._ctx, "/runs", limit=limit, offset=offset, q=q))
 
     def ready(self) -> bool:
         """Whether the server answers, and its database too. Never raises for one that does not."""
-        return self._driver.run(account.ready(self._ctx))
+        return self.driver.run(account.ready(self._ctx))
 
     async def ready_async(self) -> bool:
-        return await self._driver.arun(account.ready(self._ctx))
+        return await self.driver.arun(account.ready(self._ctx))
 
     # Life
 

@@ -221,10 +221,9 @@ def idempotent_ai(
         raise ValueError("idempotent_ai needs key= or key_fn=")
 
     def flow(fn: Callable[..., Any], args: Any, kwargs: Any, returned: list[Any]) -> Flow[AiResult]:
-        assert key is not None or key_fn is not None  # noqa: S101
-        name = str(key) if key is not None else str(key_fn(*args, **kwargs)) if key_fn else ""
+        name = str(key) if key_fn is None or key is not None else str(key_fn(*args, **kwargs))
         return leases.run_fn(
-            client.context,
+            client.driver.context,
             name,
             functools.partial(fn, *args, **kwargs),
             ttl=ttl,

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from onceonly_jobs import tracing
 from onceonly_jobs.client.keeping import AsyncKeeper, Keeper
 from onceonly_jobs.client.leases import Work
 from onceonly_jobs.client.settings import ClientSettings
@@ -181,6 +182,7 @@ def _prepared(
     headers = dict(request.headers)
     if settings.api_key and "Authorization" not in client.headers:
         headers["Authorization"] = f"Bearer {settings.api_key}"
+    tracing.inject(headers)
     return client.build_request(
         request.method,
         (_origin(base) if request.at_origin else base) + request.path,

@@ -73,3 +73,14 @@ class PolicyAnswer(BaseModel):
     agent_id: str
     policy: dict[str, Any]
     version: int
+
+
+class PolicyChange(BaseModel):
+    """Who did what to the policy or the switch. `policy` is what it became; null where only the switch was moved."""
+
+    ts: int
+    actor: str | None
+    change: str
+    reason: str | None
+    version: int
+    policy: dict[str, Any] | None

@@ -26,7 +26,7 @@ from onceonly_jobs.domain.governance import MAX_USD
 Name = Annotated[Text, Field(min_length=1, max_length=256)]
 
 
-def _priced(metadata: dict[str, Any]) -> dict[str, Any]:
+def priced(metadata: dict[str, Any]) -> dict[str, Any]:
     """metadata.spend_usd, where given, must be an amount of money."""
     spend = metadata.get("spend_usd")
     if spend is None:
@@ -96,7 +96,7 @@ class RunRequest(Wire):
         Annotated[
             Metadata,
             AfterValidator(usable("run_id", "agent_id", "task")),
-            AfterValidator(_priced),
+            AfterValidator(priced),
             _WithActions(),
             AfterValidator(_planned),
         ]

@@ -11,6 +11,7 @@ import httpx
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from onceonly_jobs.contracts.fields import Text, Wire, example
+from onceonly_jobs.domain.plans import MIN_TTL_S
 
 GLOBAL = "global"
 AGENT = "agent:"
@@ -18,6 +19,7 @@ AGENT = "agent:"
 MAX_NAME = 128
 MAX_SCOPE = len(AGENT) + 256
 MAX_URL = 2048
+MAX_DEDUP_TTL_S = 2_592_000
 
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.IGNORECASE)
 _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE)
@@ -136,6 +138,18 @@ class ToolRequest(Wire):
         ]
         | None
     ) = None
+    dedup_ttl_s: (
+        Annotated[
+            int,
+            Field(
+                ge=MIN_TTL_S,
+                le=MAX_DEDUP_TTL_S,
+                description="How long a call answers its repeats, in seconds; at most the plan's longest `ttl`. "
+                "Default: the plan's default `ttl`.",
+            ),
+        ]
+        | None
+    ) = None
 
     @model_validator(mode="after")
     def _confirmed_where_reconcilable(self) -> Self:
@@ -163,6 +177,7 @@ class ToolAnswer(BaseModel):
     description: str | None
     effect: EffectName
     confirm_url: str | None
+    dedup_ttl_s: int | None
     has_secret: Literal[True]
     secret_id: str
     secret_mask: str

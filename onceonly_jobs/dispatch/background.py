@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from onceonly_jobs.config import Settings
 from onceonly_jobs.dispatch.direct import DirectPublisher
-from onceonly_jobs.store.claims import Due
+from onceonly_jobs.store.outbox import Due
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 from celery import Celery
 from kombu.messaging import Producer
 
+from onceonly_jobs import metrics
 from onceonly_jobs.config import Settings
 from onceonly_jobs.contracts.messages import RunMessage
 from onceonly_jobs.dispatch.brief import brief
 from onceonly_jobs.dispatch.celeryconf import PRODUCER_TIMEOUT_S, is_redis, producer_conf, queue
-from onceonly_jobs.store.claims import Due
+from onceonly_jobs.store.outbox import Due
 
 T = TypeVar("T")
 
@@ -48,8 +49,13 @@ class Publisher:
         """How many runs were published: all of them. Raises BrokerError; then any of them may have been."""
         batch = list(due)
         if batch:
-            with self._alone():
-                self._ask(lambda producer: self._send_all(producer, batch))
+            try:
+                with self._alone():
+                    self._ask(lambda producer: self._send_all(producer, batch))
+            except BrokerError:
+                metrics.count(metrics.PUBLICATIONS, "failed", by=len(batch))
+                raise
+            metrics.count(metrics.PUBLICATIONS, "published", by=len(batch))
         return len(batch)
 
     def backlog(self, name: str) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import time
 
+from onceonly_jobs import metrics
 from onceonly_jobs.config import Settings
 from onceonly_jobs.dispatch.broker import BrokerError, Publisher
-from onceonly_jobs.store.claims import Due
+from onceonly_jobs.store.outbox import Due
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class DirectPublisher:
     def leave(self, count: int, why: str) -> bool:
         """Leave runs to the relay, and say so now and then."""
         self._left += count
+        metrics.count(metrics.PUBLICATIONS, "left", by=count)
         if time.monotonic() - self._logged_at >= LOG_EVERY_S:
             logger.warning("%d runs left to the relay to publish: %s", self._left, why)
             self._logged_at, self._left = time.monotonic(), 0

@@ -17,6 +17,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from onceonly_jobs import metrics
 from onceonly_jobs.config import Settings
 from onceonly_jobs.dispatch.celeryconf import redis_py_url
 
@@ -60,7 +61,9 @@ class HintSender:
             return
         try:
             self._connected(self._url).publish(CHANNEL, encode(tenant_id, key))
+            metrics.count(metrics.HINTS, "sent")
         except (redis.RedisError, OSError) as error:
+            metrics.count(metrics.HINTS, "failed")
             logger.debug("hint not sent: %s", error)
 
     def moved(self, tenant_id: str, run_id: str) -> None:
@@ -130,7 +133,9 @@ class HintListener:
             return
         try:
             await self._client.publish(CHANNEL, encode(tenant_id, key))
+            metrics.count(metrics.HINTS, "sent")
         except (redis.RedisError, OSError) as error:
+            metrics.count(metrics.HINTS, "failed")
             self._wake((tenant_id, key))
             logger.debug("hint not sent: %s", error)
 
@@ -156,6 +161,7 @@ class HintListener:
                 await self._listen(url)
             except (redis.RedisError, OSError) as error:
                 if self.connected.is_set():
+                    metrics.count(metrics.HINTS, "lost")
                     logger.warning("hints are off, waiters re-read at their own pace: %s", error)
                     pause_s = 0.1
             finally:
@@ -187,4 +193,5 @@ class HintListener:
             self.connected.set()
             self._wake_all()
         elif message["type"] == "message" and (name := decode(message["data"])) is not None:
+            metrics.count(metrics.HINTS, "received")
             self._wake(name)

@@ -7,12 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 
+from onceonly_jobs import metrics
 from onceonly_jobs.config import Settings
 from onceonly_jobs.dispatch.brief import brief
 from onceonly_jobs.dispatch.broker import Publisher
 from onceonly_jobs.dispatch.epoch import Epoch
 from onceonly_jobs.dispatch.hints import HintSender
-from onceonly_jobs.services import audit, claims, runs, unknown
+from onceonly_jobs.services import audit, outbox, runs, unknown
 from onceonly_jobs.store.database import Database
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Relay:
         self._tried("sealing the audit trail", lambda: self._seal(stop_at))
         if answered[-1] is not None:  # a question that the broker does not take would be lost
             self._tried("confirming", self._confirm)
+        metrics.count(metrics.RELAY_TICKS, "failed" if None in answered else "ok")
         if None in answered:
             self._failures += 1
             return min(MAX_PAUSE_S, self._settings.relay_interval_s * 2.0 ** min(self._failures, 10))
@@ -70,6 +72,7 @@ class Relay:
         try:
             return step()
         except Exception as error:
+            metrics.count(metrics.RELAY_FAILURES, doing)
             level = logging.WARNING if self._failures == 0 else logging.DEBUG
             logger.log(level, "%s failed, trying again: %s", doing, brief(error))
             return None
@@ -78,8 +81,9 @@ class Relay:
         """Take back the runs of dead workers; tell of those that have no attempts left."""
         batch = self._settings.relay_batch
         while True:
-            reaped = self._database.run(claims.reap, batch, self._settings.retention_s)
+            reaped = self._database.run(outbox.reap, batch, self._settings.retention_s)
             for run in reaped:
+                metrics.count(metrics.CLAIMS_EXPIRED, "ended" if run.finished else "queued")
                 logger.warning(
                     "run %s: its worker is gone, %s", run.key, "failed" if run.finished else "queued again"
                 )
@@ -104,7 +108,7 @@ class Relay:
     def _check_epoch(self) -> bool:
         """A wiped broker has forgotten every message: publish all that is due, at once."""
         if self._epoch.ended():
-            count = self._database.run(claims.republish_all)
+            count = self._database.run(outbox.republish_all)
             self._epoch.begin()
             if count:
                 logger.warning("the broker is empty: %d due runs are published again", count)
@@ -114,7 +118,7 @@ class Relay:
         batch, grace_s = self._settings.relay_batch, self._settings.publish_grace_s
         while True:
             full = self._full_queues()  # first: if the broker is down, nothing is taken
-            due = self._database.run(claims.take_due, batch, grace_s, full)
+            due = self._database.run(outbox.take_due, batch, grace_s, full)
             self._queues.update(run.queue for run in due)
             self._publisher.publish(due)
             if len(due) < batch:
@@ -134,5 +138,7 @@ class Relay:
         if time.monotonic() > self._queues_until:
             self._queues.update(job.queue for job in self._database.run(runs.registered_jobs))
             self._queues_until = time.monotonic() + QUEUES_FOR_S
-        limit = self._settings.broker_backlog
-        return [name for name in sorted(self._queues) if self._publisher.backlog(name) >= limit]
+        backlog = {name: self._publisher.backlog(name) for name in sorted(self._queues)}
+        for name, messages in backlog.items():
+            metrics.put(metrics.QUEUE_MESSAGES, name, value=messages)
+        return [name for name, messages in backlog.items() if messages >= self._settings.broker_backlog]

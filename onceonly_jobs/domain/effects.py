@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Effect(StrEnum):
-    """What happens when a tool is called twice."""
+    """What happens when a tool is called twice, the most harmless first."""
 
     READ = "read"
     """nothing: it changes nothing"""
@@ -22,6 +22,11 @@ class Effect(StrEnum):
     def repeatable(self) -> bool:
         """Whether a call that may have been carried out can be sent again."""
         return self in (Effect.READ, Effect.IDEMPOTENT)
+
+    def at_least_as_strict_as(self, other: Effect) -> bool:
+        """Whether whoever heeds this one does nothing that the other forbids."""
+        order = list(Effect)
+        return order.index(self) >= order.index(other)
 
 
 class Reach(StrEnum):

@@ -82,6 +82,10 @@ class Claim:
 
     effect: str | None = None
     """A tool call's effect class; None for a job, which is to be safe to repeat."""
+    due_at: datetime | None = None
+    """Since when this attempt could have begun."""
+    traceparent: str | None = None
+    """The trace of the call that asked for the run."""
 
     @property
     def repeatable(self) -> bool:

@@ -18,6 +18,7 @@ class Running:
 
     path: Path
     api_url: str
+    metrics_urls: list[str]
     variables: dict[str, str]
 
     @classmethod
@@ -33,7 +34,8 @@ class Running:
             "ONCEONLY_SECRET_KEY": settings.secret_key,
         }
         variables = {name: value for name, value in known.items() if value}
-        return cls(path=path, api_url=addresses.api_url, variables=variables)
+        urls = addresses.metrics_urls(settings.metrics_host)
+        return cls(path=path, api_url=addresses.api_url, metrics_urls=urls, variables=variables)
 
     @property
     def base_url(self) -> str:

@@ -41,6 +41,8 @@ class Addresses:
     host: str
     port: int
     flower_port: int | None
+    worker_metrics_port: int
+    scheduler_metrics_port: int
 
     @property
     def api_url(self) -> str:
@@ -51,6 +53,11 @@ class Addresses:
     @property
     def flower_url(self) -> str | None:
         return f"http://{LOOPBACK}:{self.flower_port}" if self.flower_port else None
+
+    def metrics_urls(self, host: str) -> list[str]:
+        """Where Prometheus finds the API, the worker and the scheduler."""
+        ports = (self.worker_metrics_port, self.scheduler_metrics_port)
+        return [f"{self.api_url}/metrics", *(f"http://{host}:{port}/metrics" for port in ports)]
 
 
 def server(embedded: EmbeddedServer, data_dir: Path) -> Child:
@@ -84,7 +91,11 @@ def parts(settings: Settings, addresses: Addresses, data_dir: Path, workers: int
         Child(
             name="worker",
             argv=_command("worker", "--concurrency", str(concurrency)),
-            env={**env, READY_FILE: str(worker_ready)},
+            env={
+                **env,
+                READY_FILE: str(worker_ready),
+                "ONCEONLY_WORKER_METRICS_PORT": str(addresses.worker_metrics_port),
+            },
             is_ready=exists(worker_ready),
             ready_file=worker_ready,
             insist_after_s=15,  # until then it finishes what it runs; then it leaves that to others
@@ -93,7 +104,11 @@ def parts(settings: Settings, addresses: Addresses, data_dir: Path, workers: int
         Child(
             name="beat",
             argv=_command("beat"),
-            env={**env, READY_FILE: str(beat_ready)},
+            env={
+                **env,
+                READY_FILE: str(beat_ready),
+                "ONCEONLY_SCHEDULER_METRICS_PORT": str(addresses.scheduler_metrics_port),
+            },
             is_ready=exists(beat_ready),
             ready_file=beat_ready,
             kill_after_s=15,

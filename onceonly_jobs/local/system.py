@@ -23,6 +23,7 @@ from onceonly_jobs.local.redis import EmbeddedRedis
 from onceonly_jobs.local.supervisor import Stopped, Supervisor
 
 FLOWER_PORT = 5555
+METRICS_PORTS = {"worker": 9464, "scheduler": 9465}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,8 @@ async def _start(options: Options, given: Settings, data_dir: Path, supervisor: 
         host=options.host,
         port=options.port or free_port(),
         flower_port=_flower_port(data_dir, options.port) if options.flower else None,
+        worker_metrics_port=settings.worker_metrics_port or _metrics_port(data_dir, "worker"),
+        scheduler_metrics_port=settings.scheduler_metrics_port or _metrics_port(data_dir, "scheduler"),
     )
     await supervisor.start(*parts(settings, addresses, data_dir, options.workers))
     running = Running.of(settings, addresses, api_key, dev_env)
@@ -125,9 +128,16 @@ def _secret_key(path: Path) -> str:
 
 
 def _flower_port(data_dir: Path, api_port: int) -> int:
-    """Flower's usual port where it is free, else one that stays the same from start to start."""
-    path = data_dir / "flower.json"
-    preferred = recall(path).get("port", FLOWER_PORT)
-    port = free_port(preferred if preferred != api_port else None)
+    return _kept_port(data_dir / "flower.json", FLOWER_PORT, other_than=api_port)
+
+
+def _metrics_port(data_dir: Path, part: str) -> int:
+    return _kept_port(data_dir / f"{part}-metrics.json", METRICS_PORTS[part])
+
+
+def _kept_port(path: Path, usual: int, other_than: int | None = None) -> int:
+    """The usual port where it is free, else one that stays the same from start to start."""
+    preferred = recall(path).get("port", usual)
+    port = free_port(preferred if preferred != other_than else None)
     remember(path, {"port": port})
     return port

@@ -12,12 +12,13 @@ from onceonly_jobs.domain.canonical import args_hash
 from onceonly_jobs.domain.effects import Effect
 from onceonly_jobs.domain.fingerprint import canonical_json
 from onceonly_jobs.domain.governance import Code, micro_usd, risk_level
-from onceonly_jobs.domain.plans import LIMITS, Feature
+from onceonly_jobs.domain.plans import LIMITS, Feature, Kind
 from onceonly_jobs.domain.states import FINISHED, RunState
 from onceonly_jobs.services.governance import require
+from onceonly_jobs.services.quota import Refused, counted_blocked
 from onceonly_jobs.services.runs import new_lease_id
 from onceonly_jobs.services.settling import until_settled
-from onceonly_jobs.store import agents, calls, jobs, tools
+from onceonly_jobs.store import agents, calls, jobs, runs, tools, usage
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.calls import Call, Judged
 from onceonly_jobs.store.statement import Operation
@@ -73,6 +74,22 @@ def judge(caller: Caller, wanted: Wanted) -> Operation[Judged]:
     return (yield from until_settled(lambda: calls.judge(call)))
 
 
+def judge_capped(caller: Caller, wanted: Wanted) -> Operation[Judged | Refused]:
+    """`judge` for a plan that stops hard: a used-up quota refuses what would be a new call."""
+    require(caller, Feature.TOOLS)
+    key = call_key(wanted.agent_id, wanted.tool, args_hash(wanted.args))
+    yield from agents.lock(caller.tenant_id, wanted.agent_id)
+    used = yield from usage.lock_cap(caller.tenant_id, Kind.AI)
+    if used >= LIMITS[caller.plan].ai_per_month and (
+        yield from runs.would_acquire(caller.tenant_id, key, None)
+    ):
+        return (yield from counted_blocked(caller, Kind.AI, used, key))
+    judged = yield from judge(caller, wanted)
+    if judged.code is Code.OK:
+        yield from usage.raise_cap(caller.tenant_id, Kind.AI)
+    return judged
+
+
 def as_judged(caller: Caller, wanted: Wanted, hashed: str, made_in: str | None = None) -> Operation[Call]:
     """The call as the judging statement takes it, with its tool as it is registered now.
 
@@ -96,6 +113,8 @@ class Callee:
     queue: str
     max_attempts: int
     time_limit_s: int
+    dedup_ttl_s: int | None = None
+    """How long its calls answer their repeats; None: as the plan has it."""
 
 
 def find_callee(tenant_id: str, wanted: Wanted) -> Operation[Callee | None]:
@@ -109,6 +128,7 @@ def find_callee(tenant_id: str, wanted: Wanted) -> Operation[Callee | None]:
             queue=wanted.queue,
             max_attempts=MAX_ATTEMPTS,
             time_limit_s=_time_limit_s(tool),
+            dedup_ttl_s=tool.dedup_ttl_s,
         )
     spec = yield from jobs.find(FUNCTION + wanted.tool)
     if spec is None or spec.effect is None or spec.time_limit_s is None:
@@ -148,7 +168,7 @@ def _call(caller: Caller, wanted: Wanted, hashed: str, callee: Callee | None) ->
         risk_level=risk_level(wanted.tool),
         lease_id=new_lease_id(),
         time_limit_s=callee.time_limit_s if callee else BETWEEN_ATTEMPTS_S,
-        dedup_s=LIMITS[caller.plan].default_ttl_s,
+        dedup_s=LIMITS[caller.plan].effective_ttl_s(callee.dedup_ttl_s if callee else None),
         job=callee.job if callee else JOB,
         queue=callee.queue if callee else wanted.queue,
         max_attempts=callee.max_attempts if callee else MAX_ATTEMPTS,

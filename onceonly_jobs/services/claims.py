@@ -1,4 +1,4 @@
-"""How a worker takes a run, keeps it and ends it, and how the relay gets due runs out."""
+"""How a worker takes a run, keeps it and ends it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from onceonly_jobs.domain.fingerprint import result_hash
 from onceonly_jobs.domain.runs import Claim, JobSpec
 from onceonly_jobs.store import claims as store
 from onceonly_jobs.store import jobs
-from onceonly_jobs.store.claims import Beat, Due, Reaped
+from onceonly_jobs.store.claims import Beat
 from onceonly_jobs.store.claims import Failure as Failure
-from onceonly_jobs.store.statement import Operation, autocommit, read_only
+from onceonly_jobs.store.statement import Operation, Statement, autocommit, read_only
 
 RETENTION_S = 604_800
 
@@ -60,9 +60,12 @@ def claim(
 
 
 @autocommit
-def heartbeat(claim: Claim, lease_s: float) -> Operation[Beat | Ending]:
-    """Keep the claim; or why it can't be kept, CANCELLED or LOST."""
-    beat = yield from store.heartbeat(claim, lease_s)
+def heartbeat(claim: Claim, lease_s: float, retention_s: int = RETENTION_S) -> Operation[Beat | Ending]:
+    """Keep the claim; or why it can't be kept, CANCELLED or LOST.
+
+    Lost is also the run of an agent that may not do this any more: it has ended, for retention_s seconds.
+    """
+    beat = yield from store.heartbeat(claim, lease_s, retention_s)
     if beat is not None:
         return beat
     standing = yield from store.standing(claim)
@@ -84,10 +87,8 @@ def complete(
     What the run really cost, by cost_usd or the result's own field of that name, settles its reservation.
     """
     actual = actual_micro_usd(result.get("cost_usd") if cost_usd is None else cost_usd)
-    stored = yield from store.complete(claim, result, result_hash(result), retention_s, actual)
-    if stored:
-        return Ending.STORED
-    return (yield from _refused(claim, "completed", "complete"))
+    completion = store.complete(claim, result, result_hash(result), retention_s, actual)
+    return (yield from _end(claim, completion, "completed", "complete"))
 
 
 @autocommit
@@ -102,28 +103,19 @@ def fail(
 @autocommit
 def end_as_failed(claim: Claim, failure: Failure, retention_s: int) -> Operation[Ending]:
     """End the run as failed, with all that is to be said of it."""
-    stored = yield from store.fail(claim, failure, retention_s)
-    if stored:
-        return Ending.STORED
-    return (yield from _refused(claim, "failed", "fail"))
+    return (yield from _end(claim, store.fail(claim, failure, retention_s), "failed", "fail"))
 
 
 @autocommit
 def hold_unknown(claim: Claim, message: str, result: dict[str, Any] | None) -> Operation[Ending]:
     """Keep a call that may have happened and can't be repeated, until somebody settles it."""
-    stored = yield from store.hold_unknown(claim, message, result)
-    if stored:
-        return Ending.STORED
-    return (yield from _refused(claim, "unknown", "hold"))
+    return (yield from _end(claim, store.hold_unknown(claim, message, result), "unknown", "hold"))
 
 
 @autocommit
 def retry(claim: Claim, delay_s: float, error_code: str, message: str) -> Operation[Ending]:
     """Queue another attempt in delay_s seconds."""
-    stored = yield from store.retry(claim, delay_s, error_code, message)
-    if stored:
-        return Ending.STORED
-    return (yield from _refused(claim, "queued", "retry"))
+    return (yield from _end(claim, store.retry(claim, delay_s, error_code, message), "queued", "retry"))
 
 
 def actual_micro_usd(cost: Any) -> int | None:
@@ -133,17 +125,23 @@ def actual_micro_usd(cost: Any) -> int | None:
     return None
 
 
-def _refused(claim: Claim, own_doing: str, wanted: str) -> Operation[Ending]:
+def _end(claim: Claim, ending: Statement[bool], own_doing: str, wanted: str) -> Operation[Ending]:
+    """Let the statement end the claim; or why it could not, which is recorded."""
+    if (yield from ending):
+        return Ending.STORED
     standing = yield from store.standing(claim)
+    if standing == "current":
+        # Refused for the time limit, which the requester has moved since.
+        if (yield from ending):
+            return Ending.STORED
+        standing = yield from store.standing(claim)
     if standing == own_doing:
         return Ending.STORED
     if standing == "cancelled":
         yield from store.release(claim)
         return Ending.CANCELLED
-    if standing == "in_progress":
-        beat = yield from store.heartbeat(claim, 1.0)
-        if beat is not None and beat.overdue:
-            return Ending.OVERDUE
+    if standing == "overdue":
+        return Ending.OVERDUE
     yield from store.record_refusal(claim, f"{wanted} without a current claim")
     return Ending.LOST
 
@@ -164,24 +162,6 @@ def report_progress(claim: Claim, data: dict[str, Any], message: str | None) -> 
 def report_log(claim: Claim, message: str, data: dict[str, Any]) -> Operation[bool]:
     """Show a handler's log line on the timeline; False when the claim is lost."""
     return (yield from store.note(claim, "log", data, message=message))
-
-
-@autocommit
-def reap(batch: int, retention_s: int) -> Operation[list[Reaped]]:
-    """Take the runs of dead workers back."""
-    return (yield from store.reap(batch, retention_s))
-
-
-@autocommit
-def take_due(batch: int, grace_s: float, full_queues: list[str]) -> Operation[list[Due]]:
-    """Due runs to publish now; those of full queues stay where they are."""
-    return (yield from store.take_due(batch, grace_s, full_queues))
-
-
-@autocommit
-def republish_all() -> Operation[int]:
-    """Forget every publication: the broker was wiped."""
-    return (yield from store.republish_all())
 
 
 def announce(specs: Iterable[JobSpec]) -> Operation[None]:

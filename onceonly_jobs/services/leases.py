@@ -7,6 +7,7 @@ from onceonly_jobs.domain.plans import LIMITS
 from onceonly_jobs.domain.runs import Run
 from onceonly_jobs.domain.states import Owner, RunState
 from onceonly_jobs.errors import ConflictReason, LeaseConflict, NotFound
+from onceonly_jobs.services.claims import RETENTION_S
 from onceonly_jobs.store import leases, runs
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.statement import Operation, autocommit
@@ -22,10 +23,17 @@ WIRE_STATES = {
 
 
 @autocommit
-def extend(caller: Caller, request: ExtendRequest) -> Operation[Run]:
-    """Move the deadline to now + ttl. Raises NotFound, LeaseConflict."""
+def extend(caller: Caller, request: ExtendRequest, retention_s: int = RETENTION_S) -> Operation[Run]:
+    """Move the deadline to now + ttl. Raises NotFound, LeaseConflict.
+
+    A run that its agent may not go on with ends instead, for retention_s seconds, and that is the conflict.
+    """
     ttl_s = None if request.ttl is None else LIMITS[caller.plan].effective_ttl_s(request.ttl)
     run = yield from leases.extend(caller.tenant_id, request.key, request.lease_id, ttl_s)
+    if run is None:
+        run = yield from leases.extend_governed(
+            caller.tenant_id, request.key, request.lease_id, ttl_s, retention_s
+        )
     if run is not None:
         return run
     return (yield from _conflict(caller, request.key, request.lease_id))

@@ -5,25 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onceonly_jobs.domain.plans import LIMITS, Kind
-from onceonly_jobs.errors import PlanLimitReached
+from onceonly_jobs.errors import PlanLimitReached, Refusal
 from onceonly_jobs.store import usage, webhooks
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.statement import Operation
 
 
 @dataclass(frozen=True, slots=True)
-class QuotaUsedUp:
+class Refused:
     """A refusal as a value, so that what was counted is committed."""
 
-    refusal: PlanLimitReached
+    refusal: Refusal
 
 
-def counted_blocked(caller: Caller, kind: Kind, used: int, key: str) -> Operation[QuotaUsedUp]:
+def counted_blocked(caller: Caller, kind: Kind, used: int, key: str) -> Operation[Refused]:
     """Count the refused request and say why it was refused."""
     yield from usage.count_blocked(caller.tenant_id, kind, key)
     limit = LIMITS[caller.plan].quota(kind)
     yield from webhooks.quota_reached(caller.tenant_id, kind, limit)
-    return QuotaUsedUp(PlanLimitReached(caller.plan.value, kind.value, limit, used))
+    return Refused(PlanLimitReached(caller.plan.value, kind.value, limit, used))
 
 
 TOLD_FOR = 1000

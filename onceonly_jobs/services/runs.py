@@ -15,7 +15,7 @@ from onceonly_jobs.domain.runs import JobSpec, Run
 from onceonly_jobs.domain.states import Owner
 from onceonly_jobs.errors import FingerprintMismatch, NotFound, UnknownTask
 from onceonly_jobs.services.governance import require
-from onceonly_jobs.services.quota import QuotaUsedUp, counted_blocked, told_beyond
+from onceonly_jobs.services.quota import Refused, counted_blocked, told_beyond
 from onceonly_jobs.services.settling import until_settled
 from onceonly_jobs.store import agents, jobs, runs, usage
 from onceonly_jobs.store.account import Caller
@@ -130,37 +130,45 @@ def pick_job(
 @autocommit
 def take(caller: Caller, taking: Taking) -> Operation[Taken]:
     """Take the key if it is free, or see who has it. Raises FingerprintMismatch."""
+    taken = yield from _take(caller, taking)
+    if isinstance(taken, Refused):
+        raise taken.refusal
+    return taken
+
+
+def _take(caller: Caller, taking: Taking) -> Operation[Taken | Refused]:
     taken = yield from until_settled(lambda: runs.take(taking))
     if taken.outcome == "mismatch":
-        raise FingerprintMismatch(taking.key)
+        return Refused(FingerprintMismatch(taking.key))
     if taken.outcome == "acquired":
         yield from told_beyond(caller, Kind.AI, taken.usage)
     return taken
 
 
-def take_capped(caller: Caller, taking: Taking) -> Operation[Taken | QuotaUsedUp]:
+def take_capped(caller: Caller, taking: Taking) -> Operation[Taken | Refused]:
     """`take` for a plan that stops hard: attaching to a held or finished key stays free."""
     used = yield from usage.lock_cap(caller.tenant_id, Kind.AI)
     if used >= LIMITS[caller.plan].ai_per_month:
         free = yield from runs.would_acquire(caller.tenant_id, taking.key, taking.fingerprint)
         if free:
             return (yield from counted_blocked(caller, Kind.AI, used, taking.key))
-    taken = yield from take(caller, taking)
-    if taken.outcome == "acquired":
+    taken = yield from _take(caller, taking)
+    if isinstance(taken, Taken) and taken.outcome == "acquired":
         yield from usage.raise_cap(caller.tenant_id, Kind.AI)
     return taken
 
 
-def take_governed(caller: Caller, taking: Taking) -> Operation[Taken | QuotaUsedUp]:
+def take_governed(caller: Caller, taking: Taking) -> Operation[Taken | Refused]:
     """`take` or `take_capped`, judged by the agent's policy. Whoever else asks for this agent waits for the answer."""
     yield from agents.lock(taking.tenant_id, taking.agent_id or "")
-    take_it = take_capped if LIMITS[caller.plan].hard_stop else take
-    return (yield from take_it(caller, taking))
+    if LIMITS[caller.plan].hard_stop:
+        return (yield from take_capped(caller, taking))
+    return (yield from _take(caller, taking))
 
 
 def taking_operation(
     caller: Caller, taking: Taking
-) -> Callable[[Caller, Taking], Operation[Taken | QuotaUsedUp]]:
+) -> Callable[[Caller, Taking], Operation[Taken | Refused]]:
     """The one of `take`, `take_capped` and `take_governed` that the plan and the run ask for."""
     if taking.governed:
         return take_governed

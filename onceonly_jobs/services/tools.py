@@ -9,7 +9,7 @@ from typing import Any
 from onceonly_jobs.config import Settings
 from onceonly_jobs.contracts.tools import ToolRequest
 from onceonly_jobs.domain.effects import Effect
-from onceonly_jobs.domain.plans import LIMITS, Feature
+from onceonly_jobs.domain.plans import MOST_TOOLS, Feature
 from onceonly_jobs.errors import SecretUnreadable, ToolNotRegistered, TooManyTools, Unsupported
 from onceonly_jobs.services.governance import require
 from onceonly_jobs.store import tools
@@ -28,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "description": None,
     "effect": Effect.IDEMPOTENT,
     "confirm_url": None,
+    "dedup_ttl_s": None,
 }
 
 
@@ -75,7 +76,7 @@ def put(caller: Caller, request: ToolRequest, vault: Vault | None) -> Operation[
 
 def _take_place(caller: Caller) -> Operation[None]:
     """Raises TooManyTools where the plan has no room for one more."""
-    most = LIMITS[caller.plan].tools
+    most = MOST_TOOLS[caller.plan_table][caller.plan]
     if (yield from tools.count(caller.tenant_id)) >= most:
         raise TooManyTools(caller.plan.value, most)
 

@@ -13,7 +13,7 @@ from onceonly_jobs.services.claims import actual_micro_usd
 from onceonly_jobs.services.leases import WIRE_STATES
 from onceonly_jobs.store import events, runs, tools
 from onceonly_jobs.store import unknown as store
-from onceonly_jobs.store.claims import Due
+from onceonly_jobs.store.outbox import Due
 from onceonly_jobs.store.statement import Operation, autocommit
 from onceonly_jobs.store.tools import Tool
 from onceonly_jobs.store.unknown import Settled, Settlement, UnknownCall, Verdict

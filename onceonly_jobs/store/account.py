@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from onceonly_jobs.domain.plans import Plan
+from onceonly_jobs.domain.plans import Plan, PlanTable
 from onceonly_jobs.store.statement import Statement, count, many, one_or_none
 
 
@@ -22,6 +22,8 @@ class Caller:
     key_preview: str
     rate_limit: str | None
     disabled: bool
+    plan_table: PlanTable = PlanTable.SEED
+    """The server's choice of what the plan has."""
 
 
 _CALLER = sa.text("""

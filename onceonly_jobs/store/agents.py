@@ -10,8 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from onceonly_jobs.store.governance import DAY, HOUR
-from onceonly_jobs.store.rows import CONFIRM_LATER, FINISH, NEVER_SENT, REPEATABLE, finished, held_unknown
 from onceonly_jobs.store.statement import Statement, many, nothing, one_or_none
+from onceonly_jobs.store.stopping import STOPPED, stopping
 
 _LOCK = sa.text("""
 INSERT INTO agents AS a (tenant_id, agent_id) VALUES (:tenant_id, :agent_id)
@@ -98,6 +98,36 @@ def policies(tenant_id: str) -> Statement[list[Policy]]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """Who did what to an agent's policy or switch."""
+
+    at: datetime
+    actor: str | None
+    change: str
+    """`upsert`, `template:<name>`, `disabled` or `enabled`."""
+    reason: str | None
+    version: int
+    policy: dict[str, Any] | None
+    """What it became; None where only the switch was moved."""
+
+
+_HISTORY = sa.text("""
+SELECT at, actor, change, reason, version, policy FROM policy_versions
+WHERE tenant_id = :tenant_id AND agent_id = :agent_id ORDER BY id DESC LIMIT :limit OFFSET :offset
+""")
+
+
+def history(tenant_id: str, agent_id: str, limit: int, offset: int) -> Statement[list[Change]]:
+    """What was done to an agent's policy and switch, newest first."""
+    return Statement(
+        "agents.history",
+        _HISTORY,
+        many(lambda row: Change(**row)),
+        {"tenant_id": tenant_id, "agent_id": agent_id, "limit": limit, "offset": offset},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Switch:
     agent_id: str
     disabled_reason: str | None
@@ -113,11 +143,17 @@ def _switch(row: sa.RowMapping) -> Switch:
 _SWITCH = sa.text("""
 WITH switched AS (
     INSERT INTO agents AS a (tenant_id, agent_id, disabled_at, disabled_reason)
-    VALUES (:tenant_id, :agent_id, CASE WHEN :disabled THEN onceonly_now() END, CAST(:reason AS text))
+    VALUES (:tenant_id, :agent_id, CASE WHEN :disabled THEN onceonly_now() END,
+            CASE WHEN :disabled THEN CAST(:reason AS text) END)
     ON CONFLICT (tenant_id, agent_id) DO UPDATE SET
         disabled_at = CASE WHEN :disabled THEN coalesce(a.disabled_at, onceonly_now()) END,
         disabled_reason = CASE WHEN :disabled THEN excluded.disabled_reason END
     RETURNING *
+), kept AS (
+    INSERT INTO policy_versions (tenant_id, agent_id, version, actor, change, reason)
+    SELECT tenant_id, agent_id, policy_version, CAST(:actor AS text),
+           CASE WHEN :disabled THEN 'disabled' ELSE 'enabled' END, CAST(:reason AS text)
+    FROM switched
 ), fed AS (
     INSERT INTO feed_events (tenant_id, type, status, agent_id, message, data)
     SELECT tenant_id, CASE WHEN :disabled THEN 'agent_disabled' ELSE 'agent_enabled' END, 'ok', agent_id,
@@ -131,7 +167,10 @@ SELECT agent_id, disabled_reason, disabled_at FROM switched
 def switch(
     tenant_id: str, agent_id: str, *, disabled: bool, reason: str | None, actor: str
 ) -> Statement[Switch]:
-    """Throw or release the kill switch. Holds the agent's row: claims and decisions wait for the answer."""
+    """Throw or release the kill switch, and keep who did so.
+
+    Holds the agent's row: claims and decisions wait for the answer.
+    """
     return Statement(
         "agents.switch",
         _SWITCH,
@@ -140,33 +179,21 @@ def switch(
             "tenant_id": tenant_id,
             "agent_id": agent_id,
             "disabled": disabled,
-            "reason": reason if disabled else None,
+            "reason": reason,
             "actor": actor,
         },
     )
 
 
-# A call on its way that can't be repeated may have happened: it is held, not failed.
 _STOP = sa.text(f"""
 WITH before AS (
     SELECT id, state FROM runs
     WHERE tenant_id = :tenant_id AND agent_id = :agent_id AND owner = 'server'
       AND state IN ('queued', 'in_progress')
     ORDER BY id FOR UPDATE
-), done AS (
-    UPDATE runs r SET state = 'failed', error_code = 'policy_blocked', error_message = 'agent_disabled',
-        repeatable = {NEVER_SENT}, {FINISH}
-    FROM before WHERE r.id = before.id AND (before.state = 'queued' OR {REPEATABLE})
-    RETURNING r.*
-), held AS (
-    UPDATE runs r SET state = 'unknown', version = version + 1, lease_until_at = NULL, publish_at = NULL,
-        error_code = 'outcome_unknown', error_message = 'the agent was disabled during the call',
-        {CONFIRM_LATER}
-    FROM before WHERE r.id = before.id AND before.state = 'in_progress' AND NOT {REPEATABLE}
-    RETURNING r.*
-), {finished("done", given_back="attempt = 0", also=(held_unknown("held"),), told=None)}
+), {stopping("before", "'agent_disabled'", "'the agent was disabled during the call'", told=None)}
 SELECT before.state, stopped.key FROM before
-JOIN (SELECT id, key FROM done UNION ALL SELECT id, key FROM held) stopped ON stopped.id = before.id
+JOIN {STOPPED} ON stopped.id = before.id
 """)
 
 

@@ -1,4 +1,4 @@
-"""The audit trail: what was decided, what came of it, and the seals over both."""
+"""The audit trail: what was decided, what came of it, who changed the policies, and the seals over all that."""
 
 from __future__ import annotations
 
@@ -94,19 +94,28 @@ SELECT coalesce(s.number, 0) AS number, coalesce(s.hash, repeat('0', 64)) AS has
 FROM (VALUES (1)) AS one LEFT JOIN (SELECT * FROM audit_seals ORDER BY number DESC LIMIT 1) s ON true
 """)
 
-_ID = {"decision": ("audit_decisions", "id"), "outcome": ("audit_outcomes", "decision_id")}
+_ID = {
+    "decision": ("audit_decisions", "id"),
+    "outcome": ("audit_outcomes", "decision_id"),
+    "policy": ("policy_versions", "id"),
+}
+
+# A row `r` as it is hashed. A policy is hashed as text: its numbers are exact there, and nowhere else.
+_AS_HASHED = dict.fromkeys(_ID, "to_jsonb(r)") | {
+    "policy": "to_jsonb(r) || jsonb_build_object('policy', r.policy::text)"
+}
 
 
 def _unsealed(kind: str, where: str) -> str:
     table, row_id = _ID[kind]
     return f"""
-SELECT '{kind}' AS kind, r.{row_id} AS row_id, r.transaction_id, to_jsonb(r) AS row FROM {table} r
+SELECT '{kind}' AS kind, r.{row_id} AS row_id, r.transaction_id, {_AS_HASHED[kind]} AS row FROM {table} r
 WHERE {where} AND NOT EXISTS (SELECT FROM audit_sealed s WHERE s.kind = '{kind}' AND s.row_id = r.{row_id})
 """
 
 
-def _both(where: str) -> sa.TextClause:
-    """The oldest unsealed rows of both kinds, each kind by an index of its own."""
+def _every(where: str) -> sa.TextClause:
+    """The oldest unsealed rows of every kind, each kind by an index of its own."""
     parts = (
         f"({_unsealed(kind, where)} ORDER BY r.transaction_id, r.{row_id} LIMIT :limit)"
         for kind, (_, row_id) in _ID.items()
@@ -114,9 +123,9 @@ def _both(where: str) -> sa.TextClause:
     return sa.text(f"{' UNION ALL '.join(parts)} ORDER BY transaction_id, kind, row_id LIMIT :limit")
 
 
-_SINCE_HORIZON = _both("r.transaction_id >= :horizon AND r.transaction_id < :next")
-_EVERYTHING = _both("true")
-_INSERTED = _both("(r.transaction_id < :horizon OR r.transaction_id >= :next)")
+_SINCE_HORIZON = _every("r.transaction_id >= :horizon AND r.transaction_id < :next")
+_EVERYTHING = _every("true")
+_INSERTED = _every("(r.transaction_id < :horizon OR r.transaction_id >= :next)")
 
 _COUNT_UNSEALED = sa.text(
     "SELECT "
@@ -140,11 +149,13 @@ _SEALS = sa.text("""
 SELECT to_jsonb(s) AS seal FROM audit_seals s WHERE s.number > :after ORDER BY s.number LIMIT :limit
 """)
 
-_SEALED = sa.text("""
-SELECT s.seal, s.kind, s.row_id, s.row_hash,
-       CASE s.kind WHEN 'decision' THEN (SELECT to_jsonb(r) FROM audit_decisions r WHERE r.id = s.row_id)
-                   WHEN 'outcome' THEN (SELECT to_jsonb(r) FROM audit_outcomes r WHERE r.decision_id = s.row_id)
-       END AS row
+_ROW_NOW = " ".join(
+    f"WHEN '{kind}' THEN (SELECT {_AS_HASHED[kind]} FROM {table} r WHERE r.{row_id} = s.row_id)"
+    for kind, (table, row_id) in _ID.items()
+)
+
+_SEALED = sa.text(f"""
+SELECT s.seal, s.kind, s.row_id, s.row_hash, CASE s.kind {_ROW_NOW} END AS row
 FROM audit_sealed s WHERE s.seal BETWEEN :first AND :last ORDER BY s.seal, s.position
 """)
 

@@ -19,6 +19,7 @@ from onceonly_jobs.store.runs import FREE
 from onceonly_jobs.store.statement import Statement, one_or_none
 from onceonly_jobs.store.usage import counting, slot
 from onceonly_jobs.store.webhooks import limits
+from onceonly_jobs.tracing import traceparent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,11 +111,12 @@ WITH standing AS MATERIALIZED ({verdict()}
     INSERT INTO runs AS r
         (tenant_id, key, owner, state, run_id, agent_id, metadata, lease_id, lease_ttl_s, job, tool, queue,
          max_attempts, due_at, publish_at, first_seen_at, decision_id, reserved_micro_usd, reserved_at, effect,
-         retention_s)
+         retention_s, traceparent)
     SELECT :tenant_id, :key, 'server', 'queued', :run_id, :agent_id, CAST(:metadata AS json), :lease_id,
         CAST(:time_limit_s AS integer), :job, :tool, :queue, CAST(:max_attempts AS integer), onceonly_now(),
         onceonly_now() + make_interval(secs => CAST(:publish_grace_s AS double precision)), onceonly_now(),
-        nextval('audit_decisions_id_seq'), judged.cost, onceonly_now(), :effect, CAST(:dedup_s AS integer)
+        nextval('audit_decisions_id_seq'), judged.cost, onceonly_now(), :effect, CAST(:dedup_s AS integer),
+        CAST(:traceparent AS text)
     FROM judged WHERE judged.code = 'ok'
     ON CONFLICT (tenant_id, key) DO UPDATE SET
         owner = 'server', state = 'queued', run_id = excluded.run_id, agent_id = excluded.agent_id,
@@ -126,6 +128,7 @@ WITH standing AS MATERIALIZED ({verdict()}
             THEN r.first_seen_at ELSE excluded.first_seen_at END,
         decision_id = excluded.decision_id, reserved_micro_usd = excluded.reserved_micro_usd,
         reserved_at = excluded.reserved_at, effect = excluded.effect, retention_s = excluded.retention_s,
+        traceparent = excluded.traceparent,
         version = r.version + 1, attempt = 0, publications = 0, dead_lettered = false, repeatable = false,
         fingerprint = NULL, lease_until_at = NULL, worker_lease_id = NULL, deadline_at = NULL, progress = NULL,
         started_at = NULL, done_at = NULL, retain_until_at = NULL, result = NULL, result_hash = NULL,
@@ -198,7 +201,7 @@ def judge(call: Call, *, metered: bool = True) -> Statement[Judged | None]:
             queue=call.queue,
         )
 
-    params = {name: getattr(call, name) for name in Call.__slots__}
+    params = {name: getattr(call, name) for name in Call.__slots__} | {"traceparent": traceparent()}
     params["metadata"] = compact_json(call.metadata).decode()
     params["fingerprint"] = None
     if not metered:

@@ -3,48 +3,66 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Literal
 
 import sqlalchemy as sa
 
 from onceonly_jobs.domain.fingerprint import compact_json
 from onceonly_jobs.domain.runs import Claim
-from onceonly_jobs.store.events import ATTEMPT_MS, elapsed_ms, event_row, recording
-from onceonly_jobs.store.governance import REASON, permission, risk
+from onceonly_jobs.store.events import elapsed_ms, event_row, recording
 from onceonly_jobs.store.rows import (
     CLAIM_COLUMNS,
     CONFIRM_LATER,
     FINISH,
     NEVER_SENT,
     REPEATABLE,
+    confirm_later,
     finished,
     held_unknown,
+    repeatable,
+    retried,
     to_claim,
 )
 from onceonly_jobs.store.statement import Statement, count, one_or_none
+from onceonly_jobs.store.stopping import STOPPED, blocked_decision, gate, stopping
+from onceonly_jobs.store.tools import meant
 from onceonly_jobs.store.webhooks import failures
 
 _CLAIMABLE = "owner = 'server' AND state = 'queued' AND job = :job AND due_at <= onceonly_now()"
 
-# The kill switch and the policy are read again here, from the agent's row and under a lock that the switch waits for:
-# no claim commits after the switch has answered.
+_STRICTEST_FIRST = "ARRAY['irreversible', 'reconcilable', 'idempotent', 'read']"
+
+# A tool may have been changed since the decision: of the two effects, the stricter one counts from here on.
+_EFFECT = f"""CASE WHEN effect IS NOT NULL THEN ({_STRICTEST_FIRST})[least(
+            array_position({_STRICTEST_FIRST}, effect),
+            array_position({_STRICTEST_FIRST}, ({meant("t.effect", "runs.tenant_id", "runs.agent_id", "runs.tool")}))
+        )] END"""
+
+# An earlier attempt may have made a call that can't be repeated any more.
+_MAY_BE_SECOND = f"(attempt > 0 AND NOT {repeatable(_EFFECT)})"
+
 _CLAIM = sa.text(f"""
-WITH gate AS (
-    SELECT a.policy_version, CASE {permission("r.tool")} ELSE 'ok' END AS code
-    FROM (SELECT * FROM runs WHERE id = :id AND {_CLAIMABLE}) r
-    JOIN agents a ON a.tenant_id = r.tenant_id AND a.agent_id = r.agent_id
-    FOR SHARE OF a
+WITH gate AS ({gate(f"SELECT * FROM runs WHERE id = :id AND {_CLAIMABLE}")}
 ), claimed AS (
     UPDATE runs SET
         state = 'in_progress', version = version + 1, fencing_token = fencing_token + 1,
         attempt = attempt + 1, worker_lease_id = :worker_lease_id, started_at = onceonly_now(),
         lease_until_at = onceonly_now() + make_interval(secs => CAST(:lease_s AS double precision)),
         deadline_at = onceonly_now() + make_interval(secs => least(lease_ttl_s, CAST(:limit_s AS integer))),
-        publish_at = NULL, publications = 0
-    WHERE id = :id AND {_CLAIMABLE} AND NOT EXISTS (SELECT FROM gate WHERE code <> 'ok')
+        time_limit_s = CAST(:limit_s AS integer), publish_at = NULL, publications = 0, effect = {_EFFECT}
+    WHERE id = :id AND {_CLAIMABLE} AND NOT EXISTS (SELECT FROM gate WHERE code <> 'ok') AND NOT {
+    _MAY_BE_SECOND
+}
     RETURNING *
-), starting AS ({
+), held AS (
+    UPDATE runs SET state = 'unknown', version = version + 1, publish_at = NULL, effect = {_EFFECT},
+        error_code = 'outcome_unknown',
+        error_message = 'an earlier attempt may have made the call, and its tool can''t be called twice any more',
+        {confirm_later(_EFFECT)}
+    WHERE id = :id AND {_CLAIMABLE} AND NOT EXISTS (SELECT FROM gate WHERE code <> 'ok') AND {_MAY_BE_SECOND}
+    RETURNING *
+), holding AS ({event_row("'outcome_unknown'", "'unknown'", source="held", message="error_message")}
+), {recording("holding")}, starting AS ({
     event_row(
         "'run_started'",
         "'started'",
@@ -56,13 +74,7 @@ WITH gate AS (
         error_message = (SELECT code FROM gate), repeatable = {NEVER_SENT}, {FINISH}
     WHERE id = :id AND {_CLAIMABLE} AND EXISTS (SELECT FROM gate WHERE code <> 'ok')
     RETURNING *
-), decided AS (
-    INSERT INTO audit_decisions (tenant_id, agent_id, tool, run_key, allowed, decision, policy_reason, policy_code,
-                                 risk_level, policy_version)
-    SELECT tenant_id, agent_id, coalesce(tool, job), key, false, 'blocked', {REASON}, code, {
-    risk("coalesce(tool, job)")
-}, gate.policy_version
-    FROM refused, gate
+), decided AS ({blocked_decision("refused, gate")}
 ), {finished("refused", given_back="attempt = 0")}
 SELECT {CLAIM_COLUMNS} FROM claimed
 """)
@@ -78,7 +90,8 @@ def claim(
 ) -> Statement[Claim | None]:
     """Take a due run of this job. None when it is not due, not queued, or taken: a stale or repeated message.
 
-    A run whose agent may not do this any more ends here, as failed and for retention_s seconds.
+    A run whose agent may not do this any more ends here, as failed and for retention_s seconds. A tool call that
+    was begun before, and whose tool has since become one that can't be called twice, is held as unknown.
     """
     return Statement(
         "claims.claim",
@@ -126,20 +139,37 @@ class Beat:
     time_left_s: float
 
 
-_HEARTBEAT = sa.text(f"""
-UPDATE runs SET lease_until_at = onceonly_now() + make_interval(secs => CAST(:lease_s AS double precision))
-WHERE {_CURRENT}
-RETURNING extract(epoch FROM deadline_at - onceonly_now())::double precision AS time_left_s
+_KEEP = "lease_until_at = onceonly_now() + make_interval(secs => CAST(:lease_s AS double precision))"
+
+_LEFT = "extract(epoch FROM deadline_at - onceonly_now())::double precision AS time_left_s"
+
+_HEARTBEAT = sa.text(f"UPDATE runs SET {_KEEP} WHERE {_CURRENT} RETURNING {_LEFT}")
+
+_GOVERNED_HEARTBEAT = sa.text(f"""
+WITH gate AS ({gate(f"SELECT * FROM runs WHERE {_CURRENT}")}
+), kept AS (
+    UPDATE runs SET {_KEEP} WHERE {_CURRENT} AND NOT EXISTS (SELECT FROM gate WHERE code <> 'ok')
+    RETURNING {_LEFT}
+), before AS (
+    SELECT id, state FROM runs WHERE {_CURRENT} AND EXISTS (SELECT FROM gate WHERE code <> 'ok') FOR UPDATE
+), {stopping("before", "(SELECT code FROM gate)", "'the agent''s permission was withdrawn during the call'")}
+, decided AS ({blocked_decision(f"{STOPPED}, gate")})
+SELECT time_left_s FROM kept
 """)
 
 
-def heartbeat(claim: Claim, lease_s: float) -> Statement[Beat | None]:
-    """Keep the claim for another lease_s seconds. None when it is lost, or the run was cancelled."""
+def heartbeat(claim: Claim, lease_s: float, retention_s: int) -> Statement[Beat | None]:
+    """Keep the claim for another lease_s seconds. None when it is lost, or the run was cancelled.
+
+    A run whose agent may not do this any more ends here, as the kill switch would end it. Its limits are not
+    judged again: what they allowed is reserved.
+    """
+    governed = claim.agent_id is not None
     return Statement(
-        "claims.heartbeat",
-        _HEARTBEAT,
+        "claims.heartbeat_governed" if governed else "claims.heartbeat",
+        _GOVERNED_HEARTBEAT if governed else _HEARTBEAT,
         one_or_none(lambda row: Beat(row["time_left_s"] <= 0, row["time_left_s"])),
-        {**_of(claim), "lease_s": lease_s},
+        {**_of(claim), "lease_s": lease_s} | ({"retention_s": retention_s} if governed else {}),
     )
 
 
@@ -169,16 +199,20 @@ def is_current(tenant_id: str, key: str, fencing_token: int) -> Statement[bool]:
     )
 
 
-_STANDING = sa.text("""
-SELECT CASE WHEN fencing_token = :fencing_token AND worker_lease_id = :worker_lease_id THEN state ELSE 'lost' END
+_STANDING = sa.text(f"""
+SELECT CASE WHEN fencing_token <> :fencing_token OR worker_lease_id IS DISTINCT FROM :worker_lease_id THEN 'lost'
+            WHEN {_CURRENT} AND deadline_at <= onceonly_now() THEN 'overdue'
+            WHEN {_CURRENT} THEN 'current'
+            WHEN state = 'in_progress' THEN 'lost'
+            ELSE state END
 FROM runs WHERE id = :id
 """)
 
 
 def standing(claim: Claim) -> Statement[str]:
-    """The run's state as far as this claim goes: a state of its own making, `cancelled`, or `lost`.
+    """How the run stands as far as this claim goes: `current`, `overdue`, `lost`, or the state it was moved to.
 
-    `in_progress` and `queued` here mean an expired claim that nobody has taken yet.
+    `queued` here means that nobody has claimed it since.
     """
     return Statement(
         "claims.standing", _STANDING, lambda r: str(r.scalar_one_or_none() or "lost"), _of(claim)
@@ -328,17 +362,6 @@ def hold_unknown(claim: Claim, message: str, result: dict[str, Any] | None) -> S
     )
 
 
-def _retried(message: str) -> str:
-    return event_row(
-        "'run_retried'",
-        "'queued'",
-        source="requeued",
-        message=message,
-        duration=ATTEMPT_MS,
-        more=f", 'error_code', error_code, 'due_in_ms', CAST({elapsed_ms('onceonly_now()', 'due_at')} AS bigint)",
-    )
-
-
 _RETRY = sa.text(f"""
 WITH requeued AS (
     UPDATE runs SET state = 'queued', version = version + 1, lease_until_at = NULL, deadline_at = NULL,
@@ -347,7 +370,7 @@ WITH requeued AS (
         publish_at = onceonly_now() + make_interval(secs => CAST(:delay_s AS double precision))
     WHERE {_CURRENT} AND {REPEATABLE}
     RETURNING *
-), retried AS ({_retried("error_message")}), {recording("retried")}
+), retried AS ({retried("error_message")}), {recording("retried")}
 SELECT id FROM requeued
 """)
 
@@ -394,113 +417,3 @@ def record_refusal(claim: Claim, message: str) -> Statement[None]:
         lambda _: None,
         {"id": claim.id, "fencing_token": claim.fencing_token, "message": message},
     )
-
-
-# At the time of the last heartbeat's end, whenever somebody came to look.
-_LEASE_EXPIRED = event_row(
-    "'lease_expired'",
-    "'lost'",
-    source="taken_back",
-    at="lost_at",
-    message="'no heartbeat'",
-    duration=elapsed_ms("started_at", "lost_at"),
-)
-
-_REAP = sa.text(f"""
-WITH expired AS (
-    SELECT id, lease_until_at AS lost_at FROM runs
-    WHERE state = 'in_progress' AND owner = 'server' AND lease_until_at <= onceonly_now()
-    ORDER BY lease_until_at LIMIT :batch FOR UPDATE SKIP LOCKED
-), requeued AS (
-    UPDATE runs r SET state = 'queued', version = version + 1, lease_until_at = NULL, deadline_at = NULL,
-        error_code = 'worker_lost', due_at = onceonly_now(), publish_at = onceonly_now()
-    FROM expired WHERE r.id = expired.id AND r.attempt < r.max_attempts AND {REPEATABLE}
-    RETURNING r.*, lost_at
-), lost AS (
-    UPDATE runs r SET state = 'failed', error_code = 'worker_lost', dead_lettered = true,
-        error_message = 'the worker''s lease expired on the last attempt', repeatable = effect IS NOT NULL, {
-    FINISH
-}
-    FROM expired WHERE r.id = expired.id AND r.attempt >= r.max_attempts AND {REPEATABLE}
-    RETURNING r.*, lost_at
-), held AS (
-    UPDATE runs r SET state = 'unknown', version = version + 1, lease_until_at = NULL, publish_at = NULL,
-        error_code = 'outcome_unknown', error_message = 'the worker was lost during the call',
-        {CONFIRM_LATER}
-    FROM expired WHERE r.id = expired.id AND NOT {REPEATABLE}
-    RETURNING r.*, lost_at
-), taken_back AS (
-    SELECT * FROM requeued UNION ALL SELECT * FROM lost UNION ALL SELECT * FROM held
-), {
-    finished(
-        "lost", also=(_LEASE_EXPIRED, _retried("'worker lost'"), held_unknown("held")), told="taken_back"
-    )
-}
-SELECT tenant_id, key, state FROM requeued UNION ALL SELECT tenant_id, key, state FROM lost
-UNION ALL SELECT tenant_id, key, state FROM held
-""")
-
-
-@dataclass(frozen=True, slots=True)
-class Reaped:
-    tenant_id: str
-    key: str
-    finished: bool
-
-
-def reap(batch: int, retention_s: int) -> Statement[list[Reaped]]:
-    """Take expired claims back: queued again where attempts are left, otherwise failed as dead letters."""
-
-    def read(result: sa.CursorResult[Any]) -> list[Reaped]:
-        return [Reaped(row.tenant_id, row.key, row.state != "queued") for row in result]
-
-    return Statement("claims.reap", _REAP, read, {"batch": batch, "retention_s": retention_s})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Due:
-    """A run that may be published now."""
-
-    id: int
-    tenant_id: str
-    key: str
-    agent_id: str | None
-    job: str
-    queue: str
-    due_at: datetime
-
-
-# Skipping locked rows lets any number of relays share the work. The doubling keeps a long backlog from
-# filling the broker with copies of itself; 9 doublings of the 2 s grace pass the cap of 5 minutes.
-_DUE = sa.text("""
-WITH due AS (
-    SELECT id FROM runs
-    WHERE state = 'queued' AND publish_at <= onceonly_now() AND queue <> ALL (CAST(:full AS text[]))
-    ORDER BY publish_at LIMIT :batch FOR UPDATE SKIP LOCKED
-)
-UPDATE runs r SET publications = publications + 1,
-    publish_at = onceonly_now() + make_interval(
-        secs => least(300, CAST(:grace_s AS double precision) * 2 ^ least(publications, 9)))
-FROM due WHERE r.id = due.id
-RETURNING r.id, r.tenant_id, r.key, r.agent_id, r.job, r.queue, r.due_at
-""")
-
-
-def take_due(batch: int, grace_s: float, full_queues: list[str]) -> Statement[list[Due]]:
-    """Due runs that nobody has claimed, marked to be looked at again later; for publishing after the commit."""
-
-    def read(result: sa.CursorResult[Any]) -> list[Due]:
-        return sorted((Due(**row) for row in result.mappings()), key=lambda due: (due.due_at, due.id))
-
-    return Statement("claims.take_due", _DUE, read, {"batch": batch, "grace_s": grace_s, "full": full_queues})
-
-
-_REPUBLISH = sa.text("""
-UPDATE runs SET publish_at = onceonly_now(), publications = 0
-WHERE state = 'queued' AND due_at <= onceonly_now()
-""")
-
-
-def republish_all() -> Statement[int]:
-    """Make every due run publishable at once: the broker has lost what it held."""
-    return Statement("claims.republish_all", _REPUBLISH, count)

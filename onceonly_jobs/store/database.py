@@ -7,12 +7,14 @@ import os
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from onceonly_jobs import metrics
 from onceonly_jobs.store.statement import Operation, is_autocommit, is_read_only
 
 P = ParamSpec("P")
@@ -95,6 +97,7 @@ class Database:
         self._forget_after_fork()
         if self._engine is None:
             self._engine = sa.create_engine(self._url, **self._options)
+            self._count_use(self._engine)
         return self._engine
 
     @property
@@ -102,7 +105,17 @@ class Database:
         self._forget_after_fork()
         if self._async_engine is None:
             self._async_engine = create_async_engine(self._url, **self._options)
+            self._count_use(self._async_engine.sync_engine)
         return self._async_engine
+
+    def _count_use(self, engine: sa.Engine) -> None:
+        used = partial(metrics.count, metrics.DATABASE_CONNECTIONS, "in_use")
+        metrics.count(metrics.DATABASE_CONNECTIONS, "limit", by=self._options["pool_size"])
+        sa.event.listen(engine, "checkout", lambda *_: used())
+        sa.event.listen(engine, "checkin", lambda *_: used(by=-1))
+
+    def _forget_use(self) -> None:
+        metrics.count(metrics.DATABASE_CONNECTIONS, "limit", by=-self._options["pool_size"])
 
     def run(self, operation: Callable[P, Operation[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """The operation's value, in a transaction of its own. A deadlock starts it afresh."""
@@ -135,11 +148,13 @@ class Database:
     def close(self) -> None:
         if self._engine is not None and self._pid == os.getpid():
             self._engine.dispose()
+            self._forget_use()
         self._engine = None
 
     async def aclose(self) -> None:
         if self._async_engine is not None and self._pid == os.getpid():
             await self._async_engine.dispose()
+            self._forget_use()
         self._async_engine = None
         self.close()
 

@@ -52,10 +52,16 @@ VERDICT = f"""
     FROM agents a, {WINDOWS}, {COST}
     WHERE a.tenant_id = :tenant_id AND a.agent_id = :agent_id"""
 
-# The wire's word for each code; domain/governance.REASONS says the same, and a test compares them.
-REASON = """CASE code WHEN 'ok' THEN 'within_budget' WHEN 'max_spend_usd_per_day_exceeded' THEN 'daily_spend_exceeded'
+
+def reason(code: str) -> str:
+    """SQL for the wire's word for a code; domain/governance.REASONS says the same, and a test compares them."""
+    return f"""CASE {code} WHEN 'ok' THEN 'within_budget'
+    WHEN 'max_spend_usd_per_day_exceeded' THEN 'daily_spend_exceeded'
     WHEN 'tool_explicitly_blocked' THEN 'tool_not_allowed' WHEN 'tool_not_in_allowed_list' THEN 'tool_not_allowed'
-    ELSE code END"""
+    ELSE {code} END"""
+
+
+REASON = reason("code")
 
 
 def risk(tool: str) -> str:

@@ -13,23 +13,28 @@ from onceonly_jobs.domain.fingerprint import compact_json
 from onceonly_jobs.domain.runs import Run
 from onceonly_jobs.store.rows import FINISH, RUN_COLUMNS, finished, to_run
 from onceonly_jobs.store.statement import Statement, one_or_none
+from onceonly_jobs.store.stopping import STOPPED, blocked_decision, gate, stopping
 
 _HELD = "tenant_id = :tenant_id AND key = :key AND lease_id = :lease_id"
 
 _NOW_PLUS_TTL = "onceonly_now() + make_interval(secs => coalesce(CAST(:ttl_s AS integer), lease_ttl_s))"
 
 # A job's own limit, which no caller's heartbeat moves. least() ignores the null of a job without one.
-_JOB_LIMIT = """started_at + make_interval(secs =>
-        (SELECT time_limit_s FROM jobs WHERE jobs.name = runs.job)::double precision)"""
+_JOB_LIMIT = "started_at + make_interval(secs => time_limit_s)"
+
+_OPEN = f"{_HELD} AND state IN ('queued', 'in_progress')"
+
+_GOVERNED = "owner = 'server' AND agent_id IS NOT NULL"
 
 # A running job's time limit moves; a queued one's is counted from its claim, so only its length changes.
-_EXTEND = sa.text(f"""
-UPDATE runs SET
+_LONGER = f"""
     version = version + 1, lease_ttl_s = coalesce(CAST(:ttl_s AS integer), lease_ttl_s),
     lease_until_at = CASE owner WHEN 'caller' THEN {_NOW_PLUS_TTL} ELSE lease_until_at END,
     deadline_at = CASE WHEN owner = 'server' AND state = 'in_progress'
-        THEN least({_NOW_PLUS_TTL}, {_JOB_LIMIT}) ELSE deadline_at END
-WHERE {_HELD} AND state IN ('queued', 'in_progress')
+        THEN least({_NOW_PLUS_TTL}, {_JOB_LIMIT}) ELSE deadline_at END"""
+
+_EXTEND = sa.text(f"""
+UPDATE runs SET {_LONGER} WHERE {_OPEN} AND NOT ({_GOVERNED})
 RETURNING {RUN_COLUMNS}
 """)
 
@@ -37,13 +42,46 @@ RETURNING {RUN_COLUMNS}
 def extend(tenant_id: str, key: str, lease_id: str, ttl_s: int | None) -> Statement[Run | None]:
     """Set the deadline to now + ttl_s: of the lease, or for a server-run job of its time limit.
 
-    None keeps the length it has.
+    None keeps the length it has. A run under an agent's policy is left to `extend_governed`.
     """
     return Statement(
         "leases.extend",
         _EXTEND,
         one_or_none(to_run),
         {"tenant_id": tenant_id, "key": key, "lease_id": lease_id, "ttl_s": ttl_s},
+    )
+
+
+_EXTEND_GOVERNED = sa.text(f"""
+WITH gate AS ({gate(f"SELECT * FROM runs WHERE {_OPEN} AND {_GOVERNED}")}
+), extended AS (
+    UPDATE runs SET {_LONGER}
+    WHERE {_OPEN} AND {_GOVERNED} AND NOT EXISTS (SELECT FROM gate WHERE code <> 'ok')
+    RETURNING {RUN_COLUMNS}
+), before AS (
+    SELECT id, state FROM runs
+    WHERE {_OPEN} AND {_GOVERNED} AND EXISTS (SELECT FROM gate WHERE code <> 'ok') FOR UPDATE
+), {stopping("before", "(SELECT code FROM gate)", "'the agent''s permission was withdrawn during the call'")}
+, decided AS ({blocked_decision(f"{STOPPED}, gate")})
+SELECT * FROM extended
+""")
+
+
+def extend_governed(
+    tenant_id: str, key: str, lease_id: str, ttl_s: int | None, retention_s: int
+) -> Statement[Run | None]:
+    """`extend` for a run under an agent's policy. One that the agent may not go on with ends here instead."""
+    return Statement(
+        "leases.extend_governed",
+        _EXTEND_GOVERNED,
+        one_or_none(to_run),
+        {
+            "tenant_id": tenant_id,
+            "key": key,
+            "lease_id": lease_id,
+            "ttl_s": ttl_s,
+            "retention_s": retention_s,
+        },
     )
 
 

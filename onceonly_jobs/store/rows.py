@@ -7,17 +7,22 @@ import sqlalchemy as sa
 from onceonly_jobs.domain.runs import Claim, Run
 from onceonly_jobs.domain.states import Owner, RunState
 from onceonly_jobs.store.events import ATTEMPT_MS, elapsed_ms, event_row, recording
-from onceonly_jobs.store.governance import booked, settlement
+from onceonly_jobs.store.governance import booked, reason, settlement
 from onceonly_jobs.store.webhooks import failures
 
 RUN_COLUMNS = """id, key, run_id, owner, state, version, fencing_token, lease_id, lease_ttl_s, lease_until_at,
     deadline_at, first_seen_at, done_at, result, result_hash, error_code, error_message, onceonly_now() AS read_at"""
 
 CLAIM_COLUMNS = """id, tenant_id, key, run_id, job, agent_id, worker_lease_id, fencing_token, attempt,
-    max_attempts, metadata, deadline_at, started_at, decision_id, first_seen_at, effect"""
+    max_attempts, metadata, deadline_at, started_at, decision_id, first_seen_at, effect, due_at, traceparent"""
 
-# A call that may have been made is made again only if that can do no harm.
-REPEATABLE = "coalesce(effect, 'idempotent') IN ('read', 'idempotent')"
+
+def repeatable(effect: str) -> str:
+    """SQL for whether a call that may have been made can be made again without harm."""
+    return f"coalesce({effect}, 'idempotent') IN ('read', 'idempotent')"
+
+
+REPEATABLE = repeatable("effect")
 
 # A call that was stopped before it was sent is forgotten: a repeat is a call like the first.
 NEVER_SENT = "(effect IS NOT NULL AND attempt = 0)"
@@ -34,9 +39,14 @@ FINISH = """version = version + 1, done_at = onceonly_now(), publish_at = NULL,
 CONFIRM_PAUSES_S = (5, 30, 120, 600, 3600, 21_600)
 """How long to wait before each question to a reconcilable tool; after the last one it is a person's turn."""
 
-# Not at once: the tool may still be at work on the call that got lost.
-CONFIRM_LATER = f"""confirmations = 0, confirm_at = CASE effect WHEN 'reconcilable'
+
+def confirm_later(effect: str) -> str:
+    """SET items of a run held as unknown: a reconcilable tool is asked, though not at once. It may be at work still."""
+    return f"""confirmations = 0, confirm_at = CASE {effect} WHEN 'reconcilable'
             THEN onceonly_now() + interval '{CONFIRM_PAUSES_S[0]} seconds' END"""
+
+
+CONFIRM_LATER = confirm_later("effect")
 
 _RUN_FIELDS = (
     "id key run_id version fencing_token lease_id lease_ttl_s lease_until_at deadline_at first_seen_at "
@@ -64,6 +74,19 @@ def to_claim(row: sa.RowMapping) -> Claim:
         first_seen_at=row["first_seen_at"],
         effect=row["effect"],
         decision_id=row["decision_id"],
+        due_at=row["due_at"],
+        traceparent=row["traceparent"],
+    )
+
+
+def retried(message: str) -> str:
+    return event_row(
+        "'run_retried'",
+        "'queued'",
+        source="requeued",
+        message=message,
+        duration=ATTEMPT_MS,
+        more=f", 'error_code', error_code, 'due_in_ms', CAST({elapsed_ms('onceonly_now()', 'due_at')} AS bigint)",
     )
 
 
@@ -89,13 +112,15 @@ def finished(
     None: whoever ends these runs knows.
     """
     status = "CASE state WHEN 'completed' THEN 'completed' ELSE 'failed' END"
-    result = "CASE state WHEN 'completed' THEN 'ok' ELSE 'error' END"
+    blocked = "error_code = 'policy_blocked'"
+    result = f"CASE WHEN state = 'completed' THEN 'ok' WHEN {blocked} THEN 'blocked' ELSE 'error' END"
+    why = f"CASE WHEN {blocked} THEN {reason('error_message')} ELSE error_message END"
     before = "onceonly_now() - interval '1 microsecond'"
     total = f", 'total_ms', CAST({elapsed_ms('first_seen_at')} AS bigint)"
     further = "".join(f" UNION ALL {event}" for event in also)
     return f"""
     finishing AS (
-        {event_row("'tool_result'", result, source=source, message="error_message", at=before)}
+        {event_row("'tool_result'", result, source=source, message=why, at=before)}
         WHERE effect IS NOT NULL
         UNION ALL {
         event_row(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -17,6 +17,7 @@ from onceonly_jobs.store.rows import RETAINED, RUN_COLUMNS, to_run
 from onceonly_jobs.store.statement import Statement, one_or_none
 from onceonly_jobs.store.usage import MONTH_USAGE, counting, slot
 from onceonly_jobs.store.webhooks import limits
+from onceonly_jobs.tracing import traceparent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,10 @@ class Taking:
     """How long a refusal stays under the key."""
     publish_grace_s: float = 0
     """How long the relay leaves the publication of a due run to the process that took the key."""
+    schedule: str | None = None
+    """The schedule that asks for it, if one does."""
+    slot: int = field(default_factory=slot)
+    """Which counter row it adds to: takings of one transaction share one, or two transactions may deadlock."""
     acting: bool = False
     """It makes tool calls, each of which is judged by itself: of the run only the kill switch is asked."""
 
@@ -76,7 +81,8 @@ _FRESH = "r.state IN ('completed', 'failed')"
 
 _COLUMNS = """tenant_id, key, owner, state, fencing_token, run_id, agent_id, fingerprint, metadata, lease_id,
     lease_ttl_s, lease_until_at, job, tool, queue, max_attempts, due_at, publish_at, first_seen_at, started_at,
-    decision_id, reserved_micro_usd, reserved_at, error_code, error_message, done_at, retain_until_at"""
+    decision_id, reserved_micro_usd, reserved_at, error_code, error_message, done_at, retain_until_at,
+    traceparent, schedule"""
 
 _REPLACED = ", ".join(
     f"{name} = excluded.{name}"
@@ -132,7 +138,8 @@ WITH verdict AS MATERIALIZED ({verdict}
         CASE WHEN NOT {allowed} THEN 'policy_blocked' END, CASE WHEN NOT {allowed} THEN v.code END,
         CASE WHEN NOT {allowed} THEN onceonly_now() END,
         CASE WHEN NOT {allowed} THEN
-            onceonly_now() + make_interval(secs => CAST(:retention_s AS integer)) END
+            onceonly_now() + make_interval(secs => CAST(:retention_s AS integer)) END,
+        CAST(:traceparent AS text), CAST(:schedule AS text)
     FROM verdict v
     ON CONFLICT (tenant_id, key) DO UPDATE SET
         {_REPLACED}, {_CLEARED}, attempt = 0, publications = 0, dead_lettered = false, repeatable = false,
@@ -220,8 +227,10 @@ def take(taking: Taking) -> Statement[Taken | None]:
         "delay_s": taking.delay_s,
         "publish_in_s": taking.delay_s + taking.publish_grace_s,
         "kind": Kind.AI.value,
-        "slot": slot(),
+        "slot": taking.slot,
         "retention_s": taking.retention_s,
+        "traceparent": traceparent(),
+        "schedule": taking.schedule,
     }
     name, query = "runs.take", _TAKE
     if taking.acting:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSON, JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB, TIMESTAMP
 
 metadata = sa.MetaData(
     naming_convention={
@@ -102,6 +102,8 @@ runs = sa.Table(
     # Server-run jobs only, from here to publications.
     sa.Column("worker_lease_id", sa.Text),
     sa.Column("deadline_at", Time),
+    # The job's own, as its worker had it at the claim.
+    sa.Column("time_limit_s", sa.Integer),
     sa.Column("job", sa.Text),
     sa.Column("queue", sa.Text),
     _required("attempt", sa.Integer(), "0"),
@@ -134,6 +136,10 @@ runs = sa.Table(
     sa.Column("tool", sa.Text),
     _required("reserved_micro_usd", sa.BigInteger(), "0"),
     sa.Column("reserved_at", Time),
+    # The trace of the call that asked for it, as W3C's header has it: of every attempt, whoever published it.
+    sa.Column("traceparent", sa.Text),
+    # Which schedule asked for it, if one did.
+    sa.Column("schedule", sa.Text),
     sa.UniqueConstraint("tenant_id", "key"),
     sa.CheckConstraint("owner IN ('caller', 'server')", name="owner"),
     sa.CheckConstraint(
@@ -159,6 +165,13 @@ runs = sa.Table(
         "tenant_id",
         "agent_id",
         postgresql_where=sa.text("state IN ('queued', 'in_progress') AND owner = 'server'"),
+    ),
+    # Whether a schedule's earlier runs are still active.
+    sa.Index(
+        "ix_runs_schedule",
+        "tenant_id",
+        "schedule",
+        postgresql_where=sa.text("schedule IS NOT NULL AND state IN ('queued', 'in_progress')"),
     ),
     sa.Index(
         "ix_runs_claims",
@@ -209,14 +222,28 @@ agents = sa.Table(
 policy_versions = sa.Table(
     "policy_versions",
     metadata,
-    # Append-only: who changed which policy, when, and what it was then.
-    sa.Column("tenant_id", sa.Text, primary_key=True),
-    sa.Column("agent_id", sa.Text, primary_key=True),
-    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    # Append-only: who changed which policy, when, and what it was then; and who threw or released the switch, which
+    # leaves the policy, and so its version, as they are.
+    _identity(),
+    _required("tenant_id", sa.Text()),
+    _required("agent_id", sa.Text()),
+    _required("version", sa.Integer()),
     _required("at", Time, "onceonly_now()"),
     sa.Column("actor", sa.Text),
     _required("change", sa.Text()),
-    _required("policy", JSONB()),
+    sa.Column("reason", sa.Text),
+    sa.Column("policy", JSONB),
+    _written_by(),
+    sa.Index(
+        "uq_policy_versions_version",
+        "tenant_id",
+        "agent_id",
+        "version",
+        unique=True,
+        postgresql_where=sa.text("policy IS NOT NULL"),
+    ),
+    sa.Index("ix_policy_versions_written", "transaction_id", "id"),
+    sa.Index("ix_policy_versions_agent", "tenant_id", "agent_id", sa.text("id DESC")),
 )
 
 tools = sa.Table(
@@ -237,6 +264,7 @@ tools = sa.Table(
     sa.Column("description", sa.Text),
     _required("effect", sa.Text()),
     sa.Column("confirm_url", sa.Text),
+    sa.Column("dedup_ttl_s", sa.Integer),
     _required("created_at", Time, "onceonly_now()"),
     _required("updated_at", Time, "onceonly_now()"),
     sa.CheckConstraint("effect IN ('read', 'idempotent', 'reconcilable', 'irreversible')", name="effect"),
@@ -255,6 +283,73 @@ jobs = sa.Table(
     _required("registered_at", Time, "onceonly_now()"),
     # Of a Python function that agents may call as a tool; null for any other job.
     sa.Column("effect", sa.Text),
+)
+
+schedules = sa.Table(
+    "schedules",
+    metadata,
+    sa.Column("tenant_id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("task", sa.Text),
+    sa.Column("cron", sa.Text),
+    sa.Column("every_s", sa.Integer),
+    sa.Column("at", Time),
+    _required("tz", sa.Text()),
+    # Ticks of an interval are counted from here.
+    _required("anchor_at", Time),
+    sa.Column("start_at", Time),
+    sa.Column("end_at", Time),
+    sa.Column("payload", JSON),
+    sa.Column("metadata", JSON),
+    sa.Column("agent_id", sa.Text),
+    sa.Column("queue", sa.Text),
+    sa.Column("ttl_s", sa.Integer),
+    _required("misfire", sa.Text()),
+    _required("misfire_grace_s", sa.Integer()),
+    _required("catch_up_limit", sa.Integer()),
+    _required("jitter_s", sa.Integer()),
+    _required("overlap", sa.Text()),
+    # Null where there is no further tick. Moving it and making the tick's run are one transaction.
+    sa.Column("next_tick_at", Time),
+    sa.Column("last_tick_at", Time),
+    sa.Column("paused_at", Time),
+    _required("origin", sa.Text()),
+    # Which fields of a schedule declared in code were changed over the API: declarations leave them alone.
+    sa.Column("edited", ARRAY(sa.Text), nullable=False, server_default=sa.text("'{}'")),
+    _required("version", sa.Integer(), "1"),
+    _required("created_at", Time, "onceonly_now()"),
+    _required("created_by", sa.Text()),
+    _required("updated_at", Time, "onceonly_now()"),
+    _required("updated_by", sa.Text()),
+    # Of a schedule declared in code: it was deleted over the API, and declarations must not bring it back.
+    sa.Column("deleted_at", Time),
+    sa.CheckConstraint("num_nonnulls(cron, every_s, at) = 1", name="timing"),
+    sa.CheckConstraint("every_s >= 1", name="every_s"),
+    sa.CheckConstraint("misfire IN ('skip', 'once', 'catch_up')", name="misfire"),
+    sa.CheckConstraint("overlap IN ('allow', 'skip', 'cancel_previous')", name="overlap"),
+    sa.CheckConstraint("origin IN ('code', 'api')", name="origin"),
+    sa.Index(
+        "ix_schedules_due",
+        "next_tick_at",
+        postgresql_where=sa.text("paused_at IS NULL AND deleted_at IS NULL AND next_tick_at IS NOT NULL"),
+    ),
+)
+
+schedule_ticks = sa.Table(
+    "schedule_ticks",
+    metadata,
+    sa.Column("tenant_id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("tick_at", Time, primary_key=True),
+    # Of its run, or that its run would have had.
+    sa.Column("key", sa.Text, primary_key=True),
+    _required("state", sa.Text()),
+    _required("source", sa.Text()),
+    sa.Column("detail", sa.Text),
+    _required("recorded_at", Time, "onceonly_now()"),
+    sa.CheckConstraint("state IN ('fired', 'skipped', 'misfired', 'refused')", name="state"),
+    sa.CheckConstraint("source IN ('scheduler', 'trigger', 'backfill')", name="source"),
+    sa.Index("ix_schedule_ticks_recorded_at", "recorded_at"),
 )
 
 usage_counters = sa.Table(

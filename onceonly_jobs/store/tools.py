@@ -34,10 +34,12 @@ class Tool:
     description: str | None
     effect: Effect
     confirm_url: str | None
+    dedup_ttl_s: int | None
+    """How long a call answers its repeats; None: as long as the plan says."""
 
 
 _COLUMNS = """tenant_id, scope_id, name, url, auth_type, secret_id, secret_mask, secret_sealed, timeout_ms,
-    max_retries, enabled, description, effect, confirm_url"""
+    max_retries, enabled, description, effect, confirm_url, dedup_ttl_s"""
 
 
 def _tool(row: sa.RowMapping) -> Tool:
@@ -93,11 +95,15 @@ def in_scope(tenant_id: str, scope_id: str) -> Statement[list[Tool]]:
     return Statement("tools.in_scope", _LIST, many(_tool), {"tenant_id": tenant_id, "scope_id": scope_id})
 
 
-_FOR_CALL = sa.text(f"""
-SELECT {_COLUMNS} FROM tools
-WHERE tenant_id = :tenant_id AND scope_id IN ('global', 'agent:' || :agent_id) AND name = :name
-ORDER BY scope_id = 'global' LIMIT 1
-""")
+def meant(columns: str, tenant_id: str, agent_id: str, name: str) -> str:
+    """SQL for the tool that a name means to an agent: its own, or else the global one."""
+    return f"""
+SELECT {columns} FROM tools t
+WHERE t.tenant_id = {tenant_id} AND t.scope_id IN ('global', 'agent:' || {agent_id}) AND t.name = {name}
+ORDER BY t.scope_id = 'global' LIMIT 1"""
+
+
+_FOR_CALL = sa.text(meant(_COLUMNS, ":tenant_id", ":agent_id", ":name"))
 
 
 def for_call(tenant_id: str, agent_id: str, name: str) -> Statement[Tool | None]:
@@ -107,6 +113,25 @@ def for_call(tenant_id: str, agent_id: str, name: str) -> Statement[Tool | None]
         _FOR_CALL,
         one_or_none(_tool),
         {"tenant_id": tenant_id, "agent_id": agent_id, "name": name},
+    )
+
+
+_UNKNOWN = sa.text("""
+SELECT n.name FROM unnest(CAST(:names AS text[])) WITH ORDINALITY AS n (name, place)
+WHERE NOT EXISTS (SELECT FROM tools t WHERE t.tenant_id = :tenant_id
+                  AND t.scope_id IN ('global', 'agent:' || CAST(:agent_id AS text)) AND t.name = n.name)
+  AND NOT EXISTS (SELECT FROM jobs j WHERE j.name IN (n.name, 'onceonly.tool.' || n.name))
+ORDER BY n.place
+""")
+
+
+def unknown(tenant_id: str, agent_id: str, names: list[str]) -> Statement[list[str]]:
+    """Those of the names that mean nothing to the agent: no tool that it may be given, and no job."""
+    return Statement(
+        "tools.unknown",
+        _UNKNOWN,
+        lambda r: [str(name) for name in r.scalars()],
+        {"tenant_id": tenant_id, "agent_id": agent_id, "names": names},
     )
 
 
@@ -125,13 +150,14 @@ _PUT = sa.text(f"""
 WITH put AS (
     INSERT INTO tools AS t ({_COLUMNS})
     VALUES (:tenant_id, :scope_id, :name, :url, :auth_type, :secret_id, :secret_mask, :secret_sealed, :timeout_ms,
-            :max_retries, :enabled, CAST(:description AS text), :effect, CAST(:confirm_url AS text))
+            :max_retries, :enabled, CAST(:description AS text), :effect, CAST(:confirm_url AS text),
+            CAST(:dedup_ttl_s AS integer))
     ON CONFLICT (tenant_id, scope_id, name) DO UPDATE SET
         url = excluded.url, auth_type = excluded.auth_type, secret_id = excluded.secret_id,
         secret_mask = excluded.secret_mask, secret_sealed = excluded.secret_sealed,
         timeout_ms = excluded.timeout_ms, max_retries = excluded.max_retries, enabled = excluded.enabled,
         description = excluded.description, effect = excluded.effect, confirm_url = excluded.confirm_url,
-        updated_at = onceonly_now()
+        dedup_ttl_s = excluded.dedup_ttl_s, updated_at = onceonly_now()
     RETURNING *
 ), {_fed("put", ":change")}
 SELECT {_COLUMNS} FROM put
@@ -157,6 +183,7 @@ def put(tool: Tool, *, actor: str, change: str) -> Statement[Tool]:
             "description": tool.description,
             "effect": tool.effect.value,
             "confirm_url": tool.confirm_url,
+            "dedup_ttl_s": tool.dedup_ttl_s,
             "actor": actor,
             "change": change,
         },

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from onceonly_jobs.domain.fingerprint import compact_json
 from onceonly_jobs.domain.runs import Run
 from onceonly_jobs.domain.states import RunState
-from onceonly_jobs.store.claims import Due
+from onceonly_jobs.store.outbox import Due
 from onceonly_jobs.store.rows import CONFIRM_PAUSES_S, RETAINED, RUN_COLUMNS, finished, to_run
 from onceonly_jobs.store.statement import Statement, many, one_or_none
 

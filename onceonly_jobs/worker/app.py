@@ -9,21 +9,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+from billiard.exceptions import Terminated
 from celery import Celery, Task, signals
 from celery.exceptions import Retry as CeleryRetry
+from celery.utils.log import get_multiprocessing_logger
 from celery.utils.nodenames import default_nodename, gethostname
 from sqlalchemy.exc import SQLAlchemyError
 
 from onceonly_jobs.config import Settings
 from onceonly_jobs.dispatch.brief import brief
 from onceonly_jobs.dispatch.celeryconf import queue, worker_conf
-from onceonly_jobs.services import claims
+from onceonly_jobs.services import claims, schedules
 from onceonly_jobs.store.database import Database
 from onceonly_jobs.telemetry import configure_logging
 from onceonly_jobs.worker import confirm
 from onceonly_jobs.worker.handlers import allowed_addresses, builtin
 from onceonly_jobs.worker.jobs import Job, Registry, default_registry
 from onceonly_jobs.worker.lifecycle import Fate, Outcome, run_job
+from onceonly_jobs.worker.operators import show_to_operators
 from onceonly_jobs.worker.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -55,6 +58,7 @@ def create_worker(settings: Settings | None = None, registry: Registry | None = 
     confirm.add_task(app, runtime, jobs, allowed_addresses(settings))
     app.onceonly = runtime
     _connect_signals(app, runtime, jobs)
+    show_to_operators(app, settings)
     return app
 
 
@@ -74,7 +78,7 @@ def _add_task(app: Celery, runtime: Runtime, job: Job) -> None:
         shared=False,
         lazy=False,
         ignore_result=True,
-        throws=(RunFailed,),
+        throws=(RunFailed, Terminated),
     )
 
 
@@ -82,24 +86,38 @@ def _celery_result(outcome: Outcome) -> str:
     """The outcome as Celery's monitors show it. Nothing depends on it: results are in the database."""
     if outcome.fate in (Fate.RETRIED, Fate.UNREACHABLE):
         raise CeleryRetry(exc=RunFailed(outcome.detail or "the database is away"))
+    if outcome.fate is Fate.CANCELLED:
+        raise Terminated("the run was cancelled")
     if outcome.fate in (Fate.FAILED, Fate.LOST):
         raise RunFailed(outcome.detail or outcome.fate.name.lower())
     return outcome.fate.name.lower()
 
 
 def announce(settings: Settings, jobs: Registry) -> None:
-    """Make the jobs known to the API. Waits for the database for as long as it takes."""
+    """Make the jobs known to the API, and their schedules. Waits for the database for as long as it takes."""
     database = Database(settings.require_database_url(), pool_size=1)
     specs = [job.spec(settings.default_queue) for job in jobs]
     while True:
         try:
             database.run(claims.announce, specs)
+            _declare(settings, database, jobs)
         except SQLAlchemyError as error:
             logger.warning("jobs not announced, the database is away: %s", brief(error))
             time.sleep(ANNOUNCE_PAUSE_S)
         else:
             break
     database.close()
+
+
+def _declare(settings: Settings, database: Database, jobs: Registry) -> None:
+    requests = [job.schedule for job in jobs if job.schedule is not None]
+    if not requests:
+        return
+    declared = database.run(schedules.declare, requests, settings)
+    for name in declared.kept:
+        logger.warning("schedule %s was made over the API: what the code declares is left out", name)
+    for name in declared.deleted:
+        logger.info("schedule %s was deleted over the API, and stays so", name)
 
 
 def touch_ready_file() -> None:
@@ -119,7 +137,8 @@ def _connect_signals(app: Celery, runtime: Runtime, jobs: Registry) -> None:
             instance.hostname = f"worker-{secrets.token_hex(4)}@{gethostname()}"
 
     def logging_set_up(loglevel: int | str | None = None, **_: Any) -> None:
-        configure_logging(_level(settings, loglevel), component[0])
+        configure_logging(_level(settings, loglevel), component[0], settings.log_format, settings.secrets)
+        get_multiprocessing_logger().propagate = True  # its word on dead children, in our form
         logging.getLogger("celery.app.trace").setLevel(logging.WARNING)  # our own line per run says more
 
     def starting(sender: Any, **_: Any) -> None:

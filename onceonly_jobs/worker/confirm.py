@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
 import logging
 from typing import Any
@@ -19,6 +21,7 @@ from onceonly_jobs.services.calls import idempotency_key
 from onceonly_jobs.store.tools import Tool
 from onceonly_jobs.store.unknown import UnknownCall
 from onceonly_jobs.worker.addresses import Forbidden
+from onceonly_jobs.worker.interrupt import Interrupted, within
 from onceonly_jobs.worker.jobs import Registry
 from onceonly_jobs.worker.outcomes import described
 from onceonly_jobs.worker.runtime import Runtime
@@ -29,6 +32,7 @@ from onceonly_jobs.worker.tool_wire import Answer, Lost, NotSent, post
 logger = logging.getLogger(__name__)
 
 ACTOR = "confirmer"
+CONFIRM_S = 15
 
 
 class StillUnknown(Exception):
@@ -94,13 +98,22 @@ def _asked(jobs: Registry, call: UnknownCall) -> dict[str, Any]:
     job = jobs.get(call.job)
     if job is None or job.confirm is None:
         raise StillUnknown("this worker has no confirmer for it")
+    ask, key = job.confirm, idempotency_key(call.tenant_id, call.key, call.first_seen_at)
     try:
-        said = job.confirm(idempotency_key(call.tenant_id, call.key, call.first_seen_at), call.args)
+        said = within(job.time_limit_s or CONFIRM_S, lambda: _ran(ask(key, call.args)))
+        said = json.loads(compact_json(said))  # as it would come over HTTP
+    except Interrupted:
+        raise StillUnknown("the confirmer took too long") from None
     except Exception as error:
         raise StillUnknown(f"the confirmer failed: {described(error)}") from error
     if said is False:
         return {"happened": False}
     return {"happened": True, "result": said} if isinstance(said, dict) else {}
+
+
+def _ran(returned: Any) -> Any:
+    """What was returned, or what the coroutine returns that was."""
+    return asyncio.run(returned) if inspect.iscoroutine(returned) else returned
 
 
 def _said(answer: Answer) -> Any:

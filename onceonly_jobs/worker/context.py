@@ -67,6 +67,11 @@ class JobContext:
         return self._claim.attempt
 
     @property
+    def effect(self) -> str | None:
+        """What a second call may do, of a run that carries a tool call out; None for any other."""
+        return self._claim.effect
+
+    @property
     def max_attempts(self) -> int:
         return self._claim.max_attempts
 

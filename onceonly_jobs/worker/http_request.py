@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from onceonly_jobs import tracing
 from onceonly_jobs.domain.addresses import Allowed
 from onceonly_jobs.domain.fingerprint import storable
 from onceonly_jobs.worker.addresses import public_address
@@ -74,6 +75,7 @@ def _request(
     headers = httpx.Headers(asked.headers)
     headers.setdefault("Idempotency-Key", ctx.idempotency_key("http_request"))
     headers.setdefault("Accept-Encoding", "identity")  # what is read is what was sent, and no larger
+    tracing.inject(headers)
     headers["Host"] = url.netloc.decode("ascii")
     extensions: dict[str, Any] = {}
     # The certificate is the name's, the connection the address's.

@@ -175,3 +175,16 @@ class _Stopped(BaseException):
 
 def _cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
     loop.call_soon_threadsafe(task.cancel)
+
+
+def within(time_s: float, action: Callable[[], T]) -> T:
+    """What the action returns. Raises what it raises, or Interrupted when it took longer."""
+    interrupt = Interrupt()
+    timer = threading.Timer(time_s, interrupt.fire, (Reason.OVERDUE,))
+    timer.daemon = True
+    timer.start()
+    try:
+        result: T = interrupt.call(lambda _: action(), None)
+        return result
+    finally:
+        timer.cancel()

@@ -6,13 +6,19 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeVar, overload
 
+from pydantic import ValidationError
+
+from onceonly_jobs.contracts.schedules import MisfireName, OverlapName, ScheduleRequest
 from onceonly_jobs.domain.effects import Effect
 from onceonly_jobs.domain.retries import RETRY_BASE_S, RETRY_MAX_S
 from onceonly_jobs.domain.runs import JobSpec
+from onceonly_jobs.domain.schedules import BadSchedule
 from onceonly_jobs.errors import ConfigError
 from onceonly_jobs.services.calls import FUNCTION, MAX_ATTEMPTS
+from onceonly_jobs.services.schedules import check_run, definition_of
 from onceonly_jobs.worker.context import JobContext
 from onceonly_jobs.worker.functions import Confirm, ToolFunction
 
@@ -37,6 +43,8 @@ class Job:
     time_limit_s: int | None = None
     retry_base_s: float = RETRY_BASE_S
     retry_max_s: float = RETRY_MAX_S
+    schedule: ScheduleRequest | None = None
+    """When it runs by itself."""
     effect: Effect | None = None
     """Of a function that agents call as a tool."""
     confirm: Confirm | None = None
@@ -106,6 +114,16 @@ class Registry:
         time_limit_s: int | None = None,
         retry_base_s: float = RETRY_BASE_S,
         retry_max_s: float = RETRY_MAX_S,
+        cron: str | None = None,
+        every_s: int | None = None,
+        tz: str = "UTC",
+        misfire: MisfireName = "once",
+        misfire_grace_s: int = 5,
+        catch_up_limit: int = 100,
+        jitter_s: int = 0,
+        overlap: OverlapName = "allow",
+        payload: dict[str, Any] | None = None,
+        agent_id: str | None = None,
     ) -> Callable[[F], F]: ...
 
     def job(self, name: F | str | None = None, /, **options: Any) -> F | Callable[[F], F]:
@@ -117,11 +135,15 @@ class Registry:
         max_attempts: how often a run may be started before it fails for good.
         time_limit_s: longest one attempt may take; the run's own `ttl` bounds it too.
         retry_base_s, retry_max_s: exponential backoff between attempts.
+        cron or every_s: it runs by itself, under a schedule of its name; tz, misfire, misfire_grace_s,
+        catch_up_limit, jitter_s, overlap, payload and agent_id are that schedule's, see docs/SCHEDULES.md.
         """
+        scheduled = {field: options.pop(field) for field in _SCHEDULED if field in options}
 
         def register(handler: F) -> F:
             given = name if isinstance(name, str) else handler.__name__
-            self.add(Job(name=given, handler=handler, **options))
+            schedule = _schedule(given, scheduled) if scheduled else None
+            self.add(Job(name=given, handler=handler, schedule=schedule, **options))
             return handler
 
         return register if name is None or isinstance(name, str) else register(name)
@@ -189,6 +211,33 @@ def _tool_job(
         effect=effect,
         confirm=confirm,
     )
+
+
+_SCHEDULED = (
+    "cron",
+    "every_s",
+    "tz",
+    "misfire",
+    "misfire_grace_s",
+    "catch_up_limit",
+    "jitter_s",
+    "overlap",
+    "payload",
+    "agent_id",
+)
+
+
+def _schedule(job: str, fields: dict[str, Any]) -> ScheduleRequest:
+    """The schedule that a job declares. Raises ConfigError."""
+    try:
+        request = ScheduleRequest.model_validate({"name": job, "task": job, **fields})
+        check_run(definition_of(request), job, datetime.fromtimestamp(0, UTC))
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, e['loc'])) or 'schedule'}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(f"job {job!r}: {'; '.join(wrong)}") from None
+    except BadSchedule as error:
+        raise ConfigError(f"job {job!r}: {error.field}: {error}") from None
+    return request
 
 
 def _place(handler: Handler) -> str:

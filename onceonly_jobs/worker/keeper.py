@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import faulthandler
 import logging
 import os
@@ -10,6 +11,7 @@ import threading
 import time
 from types import TracebackType
 
+from onceonly_jobs import metrics
 from onceonly_jobs.dispatch.brief import brief
 from onceonly_jobs.domain.runs import Claim
 from onceonly_jobs.services import claims
@@ -44,7 +46,10 @@ class Keeper:
         self._lease_until = now + self._settings.worker_lease_s
         self._deadline = now + (claim.deadline_at - claim.claimed_at).total_seconds()
         self._wake_at = min(now + self._settings.worker_heartbeat_s, self._deadline)
-        self._thread = threading.Thread(target=self._keep, name=f"keeper-{claim.id}", daemon=True)
+        # In a copy of the context, so that its log lines have the run's names too.
+        self._thread = threading.Thread(
+            target=contextvars.copy_context().run, args=(self._keep,), name=f"keeper-{claim.id}", daemon=True
+        )
 
     def __enter__(self) -> Keeper:
         self._thread.start()
@@ -98,9 +103,13 @@ class Keeper:
         """Why the handler has to stop, or None: the claim is good for another lease."""
         asked_at = time.monotonic()
         try:
-            beat = self._runtime.database.run(claims.heartbeat, self._claim, self._settings.worker_lease_s)
+            beat = self._runtime.database.run(
+                claims.heartbeat, self._claim, self._settings.worker_lease_s, self._settings.retention_s
+            )
         except Exception as error:
+            metrics.count(metrics.HEARTBEATS, "unanswered")
             return self._unanswered(error)
+        metrics.count(metrics.HEARTBEATS, "kept" if isinstance(beat, Beat) else "stopped")
         if not isinstance(beat, Beat):
             return Reason.CANCELLED if beat is Ending.CANCELLED else Reason.LOST
         if beat.overdue:
@@ -140,7 +149,10 @@ class Keeper:
             return  # a call that may have happened: its end says what is known of it
         try:
             failure = claims.Failure(
-                error_code=TIMEOUT, message=TIMEOUT_MESSAGE, dead_lettered=True, repeatable=claim.tool_call
+                error_code=TIMEOUT,
+                message=TIMEOUT_MESSAGE,
+                dead_lettered=not claim.tool_call,
+                repeatable=claim.tool_call,
             )
             self._runtime.database.run(claims.end_as_failed, claim, failure, retention_s)
         except Exception as error:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from onceonly_jobs import metrics
 from onceonly_jobs.dispatch.brief import brief
 from onceonly_jobs.domain.retries import retry_delay_s
 from onceonly_jobs.domain.runs import Claim
@@ -22,6 +23,7 @@ from onceonly_jobs.worker.context import JobContext
 from onceonly_jobs.worker.interrupt import Interrupt, Interrupted, Reason
 from onceonly_jobs.worker.jobs import Job
 from onceonly_jobs.worker.keeper import TIMEOUT, TIMEOUT_MESSAGE, Keeper
+from onceonly_jobs.worker.observed import observed
 from onceonly_jobs.worker.outcomes import (
     Costed,
     Fail,
@@ -30,10 +32,10 @@ from onceonly_jobs.worker.outcomes import (
     Unusable,
     as_result,
     described,
-    excerpt,
     printable,
 )
 from onceonly_jobs.worker.runtime import Runtime
+from onceonly_jobs.worker.tool_result import cost_in, stored_form
 
 logger = logging.getLogger(__name__)
 
@@ -114,11 +116,19 @@ def run_job(runtime: Runtime, job: Job, run: int, interrupt: Interrupt | None = 
         claim = _claim(runtime, job, run)
     except SQLAlchemyError as error:
         logger.warning("run %s: not claimed, the database is away: %s", run, brief(error))
+        metrics.count(metrics.MESSAGES, "unreachable")
         return Outcome(Fate.UNREACHABLE)
     if claim is None:
+        metrics.count(metrics.MESSAGES, "stale")
         return Outcome(Fate.NOT_CLAIMED)
+    metrics.count(metrics.MESSAGES, "claimed")
+    with observed(claim) as note_fate:
+        outcome = _execute(runtime, job, claim, interrupt or Interrupt())
+        note_fate(outcome.fate.name.lower())
+    return outcome
 
-    interrupt = interrupt or Interrupt()
+
+def _execute(runtime: Runtime, job: Job, claim: Claim, interrupt: Interrupt) -> Outcome:
     with Keeper(runtime, claim, interrupt) as keeper:
         context = JobContext(claim, _reporting(runtime, claim, keeper), interrupt, keeper.time_left_s)
         try:
@@ -132,7 +142,12 @@ def run_job(runtime: Runtime, job: Job, run: int, interrupt: Interrupt | None = 
         if claim.run_id != claim.key:
             runtime.hints.moved(claim.tenant_id, claim.run_id)
     logger.info(
-        "run %s %s: %s, attempt %s %s", run, claim.key, job.name, claim.attempt, outcome.fate.name.lower()
+        "run %s %s: %s, attempt %s %s",
+        claim.id,
+        claim.key,
+        job.name,
+        claim.attempt,
+        outcome.fate.name.lower(),
     )
     return outcome
 
@@ -197,9 +212,8 @@ def _completed(claim: Claim, returned: Any, limit_bytes: int) -> Completed:
     except Unusable:
         if not claim.tool_call:
             raise
-        if cost_usd is None and isinstance(returned, dict):
-            cost_usd = returned.get("cost_usd")
-        return Completed(excerpt(returned, limit_bytes), cost_usd)
+        form = stored_form(returned, limit_bytes)
+        return Completed(form.kept, cost_in(form.whole) if cost_usd is None else cost_usd)
 
 
 def _showable(runtime: Runtime, result: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -222,14 +236,19 @@ def _stopped(claim: Claim, reason: Reason) -> Verdict:
 def _timed_out(claim: Claim, result: dict[str, Any] | None = None) -> Verdict:
     if not claim.repeatable:
         return Held(TIMEOUT_MESSAGE, result)
-    return Failed(TIMEOUT, TIMEOUT_MESSAGE, repeatable=claim.tool_call)
+    return _given_up(claim, TIMEOUT, TIMEOUT_MESSAGE)
+
+
+def _given_up(claim: Claim, code: str, message: str) -> Failed:
+    """After the last attempt: a job is a dead letter, and a tool call forgotten, so that a repeat of it runs."""
+    return Failed(code, message, dead_lettered=not claim.tool_call, repeatable=claim.tool_call)
 
 
 def _again(job: Job, claim: Claim, message: str, delay_s: float | None = None) -> Verdict:
     if not claim.repeatable:
         return Held(message)
     if not claim.attempts_left:
-        return Failed("handler_error", message, repeatable=claim.tool_call)
+        return _given_up(claim, "handler_error", message)
     if delay_s is None:
         delay_s = retry_delay_s(claim.attempt, random.random(), job.retry_base_s, job.retry_max_s)  # noqa: S311
     return Retried(delay_s, "handler_error", message)
@@ -242,7 +261,7 @@ def _back(claim: Claim) -> Verdict:
         return Held(message)
     if claim.attempts_left:
         return Retried(0, "worker_lost", message)
-    return Failed("worker_lost", message, repeatable=claim.tool_call)
+    return _given_up(claim, "worker_lost", message)
 
 
 def _hand_back(runtime: Runtime, claim: Claim) -> None:

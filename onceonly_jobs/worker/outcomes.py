@@ -109,13 +109,6 @@ def _plain(returned: Any) -> Any:
     return returned
 
 
-def excerpt(returned: Any, limit_bytes: int) -> dict[str, Any]:
-    """As much as can be shown of what can't be stored."""
-    data = printable(returned, EXCERPT)
-    shown = {"data": data, "truncated": True}
-    return shown if len(compact_json(shown)) <= limit_bytes else {"truncated": True}
-
-
 def described(error: BaseException) -> str:
     """An exception as text for people: `Type: message`."""
     try:

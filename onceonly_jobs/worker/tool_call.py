@@ -11,6 +11,7 @@ from typing import Any, Literal
 import httpx
 
 import onceonly_jobs
+from onceonly_jobs import metrics, tracing
 from onceonly_jobs.domain.addresses import Allowed
 from onceonly_jobs.domain.effects import Attempted, Effect, Reach, Verdict, should_retry, verdict
 from onceonly_jobs.domain.fingerprint import compact_json
@@ -103,7 +104,11 @@ def call_tool(
         sleep(_pause_s(attempts, tried.answer))
         if stop():
             break
-    return _outcome(spec.effect, tried, attempts, sent, round((time.monotonic() - started) * 1000))
+    outcome = _outcome(spec.effect, tried, attempts, sent, round((time.monotonic() - started) * 1000))
+    seen_as = "unknown" if outcome.unknown else outcome.kind
+    metrics.count(metrics.TOOL_CALLS, seen_as)
+    metrics.observe(metrics.TOOL_SECONDS, seen_as, seconds=outcome.latency_ms / 1000)
+    return outcome
 
 
 def _body(call: ToolCall) -> bytes:
@@ -121,7 +126,29 @@ def _body(call: ToolCall) -> bytes:
 
 
 def _attempt(spec: ToolSpec, call: ToolCall, body: bytes, allowed: Allowed) -> _Tried:
+    attributes = {
+        "http.request.method": "POST",
+        "onceonly.tool": spec.name,
+        "onceonly.effect": spec.effect.value,
+    }
+    with tracing.span(f"POST {spec.name}", "client", attributes=attributes) as span:
+        tried = _posted(spec, call, body, allowed)
+        _describe(span, tried.attempted)
+    return tried
+
+
+def _describe(span: Any, attempted: Attempted) -> None:
+    if span is None:
+        return
+    if attempted.status is not None:
+        span.set_attribute("http.response.status_code", attempted.status)
+    if attempted.status is None or attempted.status >= 400:
+        tracing.failed(span, str(attempted.status or attempted.reach.name.lower()))
+
+
+def _posted(spec: ToolSpec, call: ToolCall, body: bytes, allowed: Allowed) -> _Tried:
     headers = signed_headers(spec.secret, body, call.idempotency_key)
+    tracing.inject(headers)
     try:
         answer = post(
             url_of(spec.url),

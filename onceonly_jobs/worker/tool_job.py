@@ -54,10 +54,22 @@ def _registered(tenant_id: str, agent_id: str, name: str) -> Operation[Tool | No
 
 
 def _spec(ctx: JobContext, runtime: Runtime, name: str) -> ToolSpec:
-    """The tool as it is registered now. Raises Fail where it can't be called: then nothing was sent."""
+    """The tool as it is registered now, under the effect of the claim, which is never the more harmless one.
+
+    Raises Fail where it can't be called: then nothing was sent. Raises OutcomeUnknown where an earlier attempt may
+    have made the call.
+    """
     tool = runtime.database.run(_registered, ctx.tenant, ctx.metadata["agent_id"], name)
     if tool is None or not tool.enabled:
         raise _not_made("the tool was removed or switched off before it was called")
+    claimed = Effect(ctx.effect or Effect.IRREVERSIBLE)
+    if not claimed.at_least_as_strict_as(tool.effect):
+        # Changed since the claim, whose effect is what counts should this worker die.
+        if ctx.attempt > 1 and not tool.effect.repeatable:
+            raise OutcomeUnknown(
+                "an earlier attempt may have made the call, and its tool can't be called twice"
+            )
+        raise _not_made("the tool was changed just before it was called")
     try:
         secret = tools.secret_of(tool, tools.vault_of(runtime.settings))
     except SecretUnreadable as error:
@@ -68,7 +80,7 @@ def _spec(ctx: JobContext, runtime: Runtime, name: str) -> ToolSpec:
         secret=secret,
         timeout_ms=tool.timeout_ms,
         max_retries=tool.max_retries,
-        effect=Effect(tool.effect),
+        effect=claimed,
     )
 
 

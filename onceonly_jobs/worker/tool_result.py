@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
+from dataclasses import dataclass
 from typing import Any
+
+from pydantic_core import to_jsonable_python
 
 from onceonly_jobs.domain.fingerprint import compact_json, storable
 from onceonly_jobs.domain.governance import MAX_USD
-from onceonly_jobs.worker.outcomes import EXCERPT, printable
+from onceonly_jobs.worker.outcomes import EXCERPT, described, printable
 from onceonly_jobs.worker.tool_wire import Answer
+
+logger = logging.getLogger(__name__)
 
 MAX_ANSWER_BYTES = 1_048_576
 COST_HEADER = "x-onceonly-cost-usd"
@@ -34,6 +40,45 @@ def result_of(answer: Answer) -> dict[str, Any]:
     return result if len(compact_json(result)) <= MAX_ANSWER_BYTES else _excerpt(answer)
 
 
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """What a function returned, as JSON: all of it, and as much of it as is kept."""
+
+    whole: dict[str, Any]
+    kept: dict[str, Any]
+
+
+def stored_form(value: Any, limit_bytes: int) -> Returned:
+    """What a function returned as a result that can be stored; it raises nothing, for the work has been done.
+
+    A JSON object is itself, nothing is `{}`, anything else is under `data`. Models, dataclasses, dates and the like are
+    what pydantic makes of them. What can't be stored or is larger is cut to an excerpt and marked `truncated`.
+    """
+    try:
+        plain = to_jsonable_python(value)
+        document = {} if plain is None else plain if isinstance(plain, dict) else {"data": plain}
+        kept = _kept(document)
+        if isinstance(kept, dict):
+            size = len(compact_json(kept))
+            return Returned(kept, kept if size <= limit_bytes else _cut(compact_json(kept), limit_bytes))
+    except Exception as error:  # a value's own code may raise anything
+        logger.warning("a function's result can't be stored: %s", described(error))
+    return Returned({}, _cut(_shown(value), limit_bytes))
+
+
+def _shown(value: Any) -> bytes:
+    try:
+        return repr(value).encode("utf-8", "replace")
+    except Exception as error:
+        return described(error).encode()
+
+
+def _cut(text: bytes, limit_bytes: int) -> dict[str, Any]:
+    """An excerpt within the limit: a character takes up to 6 bytes as JSON."""
+    length = min(EXCERPT, limit_bytes // 8)
+    return {"data": printable(_text(text), length), "truncated": True}
+
+
 def error_of(status: int | None, message: str) -> dict[str, Any]:
     """A failed call as a result."""
     return {"error": "tool_error", "status": status, "message": printable(message, EXCERPT)}
@@ -52,10 +97,14 @@ def cost_of(answer: Answer) -> float | None:
     """
     told: Any = answer.headers.get(COST_HEADER)
     if told is None and answer.whole:
-        value = _parsed(answer.body)
-        told = value.get(COST_FIELD) if isinstance(value, dict) else None
-        return _usd(told) if isinstance(told, int | float) and not isinstance(told, bool) else None
+        return cost_in(_parsed(answer.body))
     return _usd(told)
+
+
+def cost_in(value: Any) -> float | None:
+    """The field `cost_usd` of a JSON object, where it is such a number."""
+    told = value.get(COST_FIELD) if isinstance(value, dict) else None
+    return _usd(told) if isinstance(told, int | float) and not isinstance(told, bool) else None
 
 
 def _usd(told: Any) -> float | None:

@@ -11,7 +11,7 @@ from onceonly_jobs.contracts.leases import CancelRequest
 from onceonly_jobs.dispatch.broker import Publisher
 from onceonly_jobs.services import account, leases
 from onceonly_jobs.store.account import Caller
-from onceonly_jobs.store.claims import Due
+from onceonly_jobs.store.outbox import Due
 
 pytestmark = pytest.mark.timeout(180)
 

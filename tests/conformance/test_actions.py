@@ -21,7 +21,7 @@ from onceonly_jobs.domain.governance import Code
 from onceonly_jobs.domain.plans import LIMITS
 from onceonly_jobs.domain.runs import Claim, Run
 from onceonly_jobs.domain.states import RunState
-from onceonly_jobs.services import actions, calls, claims, governance, leases, runs, tools, unknown
+from onceonly_jobs.services import actions, calls, claims, governance, leases, outbox, runs, tools, unknown
 from onceonly_jobs.services.calls import Answer, Wanted
 from onceonly_jobs.services.claims import Ending
 from onceonly_jobs.store.account import Caller
@@ -374,7 +374,7 @@ def test_a_whitelist_need_not_name_the_job_of_actions(acting: Acting) -> None:
 def lost(acting: Acting, clock: Clock) -> None:
     """The worker that has the run dies."""
     clock.advance(LEASE_S + 1)
-    acting.db.run(claims.reap, 10, WEEK_S)
+    acting.db.run(outbox.reap, 10, WEEK_S)
 
 
 def test_a_zombies_judge_is_refused(acting: Acting, clock: Clock) -> None:
@@ -616,5 +616,5 @@ def test_a_takeover_waits_for_a_decision_that_is_being_made(acting: Acting, cloc
         while (statement := deciding.send(answer)).name != "actions.find":
             answer = statement.read(connection.execute(statement.query, statement.params))
         clock.advance(LEASE_S + 1)
-        assert acting.db.run(claims.reap, 10, WEEK_S) == []
-    assert len(acting.db.run(claims.reap, 10, WEEK_S)) == 1
+        assert acting.db.run(outbox.reap, 10, WEEK_S) == []
+    assert len(acting.db.run(outbox.reap, 10, WEEK_S)) == 1

@@ -19,13 +19,16 @@ from onceonly_jobs import audit_verifier
 from onceonly_jobs.audit_verifier import Chain, Finding, verify_export
 from onceonly_jobs.cli.main import build
 from onceonly_jobs.config import Settings
+from onceonly_jobs.contracts.agents import SwitchRequest
+from onceonly_jobs.contracts.policies import PolicyRequest
 from onceonly_jobs.dispatch.broker import Publisher
 from onceonly_jobs.dispatch.hints import HintSender
 from onceonly_jobs.dispatch.relay import Relay
 from onceonly_jobs.errors import ConfigError
-from onceonly_jobs.services import audit
+from onceonly_jobs.services import audit, governance
+from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.database import Database
-from onceonly_jobs.store.tables import audit_decisions, audit_outcomes, audit_seals
+from onceonly_jobs.store.tables import audit_decisions, audit_outcomes, audit_seals, policy_versions
 
 DECIDE = """
 INSERT INTO audit_decisions (tenant_id, actor, agent_id, tool, run_key, allowed, decision, policy_reason,
@@ -582,3 +585,64 @@ def test_an_untouched_trail_has_the_head_of_nothing(
     assert command("head") == (0, f"0:{audit_verifier.GENESIS}\n")
     assert command("verify")[0] == 0
     assert _export_findings(_exported(trail)) == []
+
+
+POLICY = """
+INSERT INTO policy_versions (tenant_id, agent_id, version, actor, change, reason, policy)
+VALUES ('t', 'bot', %s, 'key_1', 'upsert', 'why', '{"max_spend_usd_per_day": 0.10000000000000000001}')
+"""
+
+
+@pytest.fixture
+def with_policies(trail: Trail) -> Trail:
+    """Policy versions 1 to 3, each sealed with a decision and its outcome."""
+    for version in range(1, 4):
+        with trail.db.engine.begin() as connection:
+            connection.exec_driver_sql(POLICY, (version,))
+            decide(connection)
+        assert trail.db.run(audit.seal) == 3
+    assert trail.found() == []
+    return trail
+
+
+@pytest.mark.parametrize("column", [column.name for column in policy_versions.columns if column.name != "id"])
+def test_a_changed_policy_version_is_found(with_policies: Trail, column: str) -> None:
+    """To the last digit of its numbers: what is read as a double would hide that."""
+    value = (
+        """'{"max_spend_usd_per_day": 0.1}'"""
+        if column == "policy"
+        else _flipped(policy_versions.columns[column])
+    )
+    if column == "version":
+        value = "9"
+    with_policies.attack(f"UPDATE policy_versions SET {column} = {value} WHERE id = 2")
+    assert with_policies.found()[0] == "seal 2, policy 2: changed since it was sealed"
+
+
+def test_a_dropped_or_inserted_policy_version_is_found(with_policies: Trail) -> None:
+    with_policies.attack("DELETE FROM policy_versions WHERE id = 2")
+    assert with_policies.found() == ["seal 2, policy 2: missing"]
+    with_policies.attack(
+        "INSERT INTO policy_versions (tenant_id, agent_id, version, change, transaction_id) "
+        "SELECT 't', 'bot', 7, 'enabled', transaction_id FROM policy_versions WHERE id = 1"
+    )
+    assert "policy 4: extra: in a sealed range, but no seal lists it" in with_policies.found()
+
+
+def test_an_exported_policy_version_is_checked_away_from_the_database(with_policies: Trail) -> None:
+    lines = list(audit.export(with_policies.db))
+    chain = Chain(with_policies.head())
+    assert (list(verify_export(lines, chain)), chain.rows) == ([], 9)
+    [first, *_] = [number for number, line in enumerate(lines) if line.startswith('{"policy"')]
+    assert "0.10000000000000000001" in lines[first]
+    forged = lines[first].replace("0.10000000000000000001", "0.1")
+    [finding] = verify_export([*lines[:first], forged, *lines[first + 1 :]], Chain())
+    assert str(finding) == "seal 1, policy 1: changed since it was sealed"
+
+
+def test_what_governance_writes_is_sealed(trail: Trail, caller: Caller) -> None:
+    trail.db.run(governance.set_policy, caller, "bot", PolicyRequest(max_spend_usd_per_day=0.1))
+    trail.db.run(governance.disable, caller, "bot", SwitchRequest(reason="odd"), 60)
+    assert trail.db.run(audit.seal) == 2
+    assert trail.found() == []
+    assert trail.column("SELECT kind FROM audit_sealed") == ["policy", "policy"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,12 +13,13 @@ from onceonly_jobs.contracts.leases import CancelRequest, CompleteRequest, Exten
 from onceonly_jobs.domain.runs import Claim, JobSpec
 from onceonly_jobs.domain.states import RunState
 from onceonly_jobs.errors import LeaseConflict
-from onceonly_jobs.services import audit, claims, insights, leases, runs
+from onceonly_jobs.services import audit, claims, insights, leases, outbox, runs
 from onceonly_jobs.services.claims import Ending
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.claims import Beat
 from onceonly_jobs.store.database import Database, on
 from onceonly_jobs.store.runs import Taken
+from onceonly_jobs.store.statement import Operation, autocommit
 from onceonly_jobs.testing import Clock
 
 ECHO = JobSpec(name="echo", queue="q", max_attempts=2)
@@ -50,10 +52,10 @@ class Deployment:
         return claim
 
     def reap(self) -> list[str]:
-        return [reaped.key for reaped in self.db.run(claims.reap, 100, WEEK_S)]
+        return [reaped.key for reaped in self.db.run(outbox.reap, 100, WEEK_S)]
 
     def due(self, full: list[str] | None = None) -> list[str]:
-        return [due.key for due in self.db.run(claims.take_due, 100, 2.0, full or [])]
+        return [due.key for due in self.db.run(outbox.take_due, 100, 2.0, full or [])]
 
     def next_publication_s(self) -> int:
         with self.db.engine.connect() as connection:
@@ -162,7 +164,7 @@ def test_a_dead_workers_run_is_queued_again_and_dead_lettered_after_its_last_att
     assert deployment.due() == ["k"]
     assert deployment.claim(claim.id) is not None
     clock.advance(LEASE_S + 1)
-    reaped = deployment.db.run(claims.reap, 100, WEEK_S)
+    reaped = deployment.db.run(outbox.reap, 100, WEEK_S)
     assert [(one.key, one.finished) for one in reaped] == [("k", True)]
     run = deployment.db.run(runs.find, deployment.caller.tenant_id, "k")
     assert (run.state, run.error_code) == (RunState.FAILED, "worker_lost")
@@ -182,6 +184,34 @@ def test_a_result_after_the_time_limit_is_refused_and_the_run_is_still_its_own_t
     assert deployment.db.run(claims.fail, claim, "timeout", None, WEEK_S) is Ending.STORED
 
 
+def test_a_result_that_an_extension_has_saved_meanwhile_is_stored(
+    deployment: Deployment, clock: Clock
+) -> None:
+    """The refusal is looked into a moment after it was made: by then the requester may have moved the limit."""
+    taken = deployment.submit(ttl=20)
+    claim = deployment.claim(taken.run.id)
+    assert claim is not None
+    clock.advance(14)
+    deployment.db.run(claims.heartbeat, claim, LEASE_S)
+    clock.advance(7)
+    extend = ExtendRequest(key="k", lease_id=taken.run.lease_id, ttl=600)
+
+    def overtaken() -> Operation[Ending]:
+        completion = claims.complete(claim, {"n": 1}, WEEK_S)
+        refusal = yield next(completion)
+        deployment.db.run(leases.extend, deployment.caller, extend)
+        try:
+            statement = completion.send(refusal)
+            while True:
+                statement = completion.send((yield statement))
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    assert deployment.db.run(autocommit(overtaken)) is Ending.STORED
+    assert deployment.db.run(runs.find, deployment.caller.tenant_id, "k").result == {"n": 1}
+    assert "stale_write_refused" not in deployment.timeline()
+
+
 def test_the_requesters_handle_moves_the_time_limit_and_owns_no_outcome(
     deployment: Deployment, clock: Clock
 ) -> None:
@@ -194,6 +224,19 @@ def test_the_requesters_handle_moves_the_time_limit_and_owns_no_outcome(
     with pytest.raises(LeaseConflict) as refused:
         deployment.db.run(leases.complete, deployment.caller, request, WEEK_S)
     assert refused.value.detail["reason"] == "not_owner"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("announced", [None, 300])
+def test_no_extension_moves_the_limit_that_its_worker_claimed_with(
+    deployment: Deployment, announced: int | None
+) -> None:
+    """Whatever has become of the job's own limit since: the handler runs under the one of its worker."""
+    taken = deployment.submit(ttl=20)
+    claim = deployment.db.run(claims.claim, taken.run.id, "echo", LEASE_S, 30)
+    assert claim is not None
+    deployment.db.run(claims.announce, [replace(ECHO, time_limit_s=announced)])
+    extend = ExtendRequest(key="k", lease_id=taken.run.lease_id, ttl=600)
+    assert deployment.db.run(leases.extend, deployment.caller, extend).ttl_left_s() == 30
 
 
 def test_a_cancelled_running_job_holds_its_key_until_its_worker_has_stopped(
@@ -240,10 +283,10 @@ def test_relays_at_work_at_once_take_different_runs_and_none_waits(deployment: D
     for n in range(6):
         deployment.submit(f"k{n}")
     with deployment.db.engine.connect() as other:
-        theirs = on(other, claims.take_due(4, 2.0, []))
+        theirs = on(other, outbox.take_due(4, 2.0, []))
         with deployment.db.engine.connect() as mine, mine.begin():
             mine.exec_driver_sql("SET LOCAL lock_timeout = '1s'")
-            ours = on(mine, claims.take_due(4, 2.0, []))
+            ours = on(mine, outbox.take_due(4, 2.0, []))
         other.commit()
     assert (len(theirs), len(ours)) == (4, 2)
     assert {due.key for due in theirs} | {due.key for due in ours} == {f"k{n}" for n in range(6)}
@@ -262,7 +305,7 @@ def test_after_a_wiped_broker_everything_due_is_publishable_at_once(deployment: 
     deployment.submit("later", delay_s=600)
     assert sorted(deployment.due()) == ["a", "b"]
     assert deployment.due() == []
-    assert deployment.db.run(claims.republish_all) == 2
+    assert deployment.db.run(outbox.republish_all) == 2
     assert sorted(deployment.due()) == ["a", "b"]
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC
 from typing import Any
 
@@ -12,21 +15,25 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.storms import storm
+from typer.testing import CliRunner
 
+from onceonly_jobs.cli.main import build
 from onceonly_jobs.contracts.agents import SwitchRequest
-from onceonly_jobs.contracts.leases import CancelRequest
+from onceonly_jobs.contracts.leases import CancelRequest, ExtendRequest, LeaseRequest
 from onceonly_jobs.contracts.policies import PolicyRequest, TemplateRequest
 from onceonly_jobs.domain.budgets import AgentModel
 from onceonly_jobs.domain.governance import REASONS, TEMPLATES, Code, micro_usd, risk_level
 from onceonly_jobs.domain.plans import Plan
 from onceonly_jobs.domain.runs import Claim, JobSpec
 from onceonly_jobs.domain.states import RunState
-from onceonly_jobs.errors import FeatureNotAvailable, UnknownTask
-from onceonly_jobs.services import audit, claims, governance, leases, runs
+from onceonly_jobs.errors import FeatureNotAvailable, LeaseConflict, UnknownTask
+from onceonly_jobs.services import audit, claims, governance, leases, outbox, runs
 from onceonly_jobs.services.claims import Ending
 from onceonly_jobs.store import agents
+from onceonly_jobs.store import claims as store
 from onceonly_jobs.store.account import Caller
-from onceonly_jobs.store.database import Database
+from onceonly_jobs.store.claims import Beat
+from onceonly_jobs.store.database import Database, on
 from onceonly_jobs.store.governance import REASON, risk
 from onceonly_jobs.store.runs import Taken
 from onceonly_jobs.testing import Clock
@@ -236,7 +243,7 @@ def test_a_dead_workers_reservation_stays_once_and_only_once(governed: Governed,
     assert claim is not None
     for _ in range(2):
         clock.advance(LEASE_S + 1)
-        governed.db.run(claims.reap, 10, WEEK_S)
+        governed.db.run(outbox.reap, 10, WEEK_S)
         governed.db.run(claims.claim, claim.id, "work", LEASE_S, None)
     assert governed.counters() == (1, 500_000, {"work": 1})
 
@@ -308,6 +315,103 @@ def test_a_policy_changed_meanwhile_is_judged_again_at_claim(governed: Governed)
     assert [(entry.allowed, entry.outcome) for entry in decisions] == [(False, None), (True, "failed")]
 
 
+WITHDRAWN = [{"blocked_tools": ["work"]}, {"allowed_tools": ["other"]}, {"allowed_tools": []}]
+
+
+@pytest.mark.parametrize("policy", WITHDRAWN)
+def test_a_permission_that_is_withdrawn_ends_a_running_run_at_its_next_heartbeat(
+    governed: Governed, policy: dict[str, Any]
+) -> None:
+    claim = governed.claim(governed.ask(spend_usd=0.5, key="k"))
+    assert claim is not None
+    governed.policy(**policy)
+    assert governed.db.run(claims.heartbeat, claim, LEASE_S) is Ending.LOST
+    run = governed.db.run(runs.find, governed.caller.tenant_id, "k")
+    assert (run.state, run.error_code) == (RunState.FAILED, "policy_blocked")
+    assert governed.db.run(claims.complete, claim, {"late": 1}, WEEK_S) is Ending.LOST
+    assert governed.counters() == (1, 500_000, {"work": 1})
+    refused, allowed = governed.db.run(audit.decisions_of, governed.caller.tenant_id, "k")
+    assert (refused.allowed, refused.policy_reason, refused.outcome) == (False, "tool_not_allowed", None)
+    assert (allowed.allowed, allowed.outcome) == (True, "failed")
+    assert governed.newest("k").policy_version == 1
+
+
+def test_a_lower_limit_stops_nothing_that_it_let_in(governed: Governed) -> None:
+    claim = governed.claim(governed.ask(spend_usd=0.5))
+    assert claim is not None
+    governed.policy(max_actions_per_hour=0, max_spend_usd_per_day=0, max_calls_per_tool={"work": 0})
+    assert isinstance(governed.db.run(claims.heartbeat, claim, LEASE_S), Beat)
+
+
+def test_a_run_without_an_agent_does_not_pay_for_policies(governed: Governed) -> None:
+    claim = governed.claim(governed.ask())
+    assert claim is not None
+    assert "agents" in str(store.heartbeat(claim, LEASE_S, WEEK_S).query)
+    assert "agents" not in str(store.heartbeat(replace(claim, agent_id=None), LEASE_S, WEEK_S).query)
+
+
+def _blocked_by(
+    governed: Governed, change: Callable[[sa.Connection], object], keep: Callable[[], Any]
+) -> Any:
+    """What `keep` was answered that was asked while `change` was made, but not committed."""
+    with ThreadPoolExecutor(1) as pool, governed.db.engine.connect() as connection:
+        with connection.begin():
+            change(connection)
+            asked = pool.submit(keep)
+            waiting = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+            with governed.db.engine.connect() as watcher:
+                while not asked.done() and not watcher.execute(waiting).scalar_one():
+                    watcher.rollback()
+        return asked.result()
+
+
+def test_no_heartbeat_or_extension_commits_after_a_policy_change_has_answered(governed: Governed) -> None:
+    """What is asked while the change is being made waits for it, and is refused by it."""
+    taken = [governed.ask(), governed.ask()]
+    claim = governed.claim(taken[0])
+    assert claim is not None
+
+    def block(connection: sa.Connection) -> None:
+        request = PolicyRequest(blocked_tools=["work"])
+        on(connection, governance.set_policy(governed.caller, AGENT, request))
+
+    heartbeat = lambda: governed.db.run(claims.heartbeat, claim, LEASE_S)  # noqa: E731
+    assert _blocked_by(governed, block, heartbeat) is Ending.LOST
+    governed.policy(blocked_tools=None)
+    request = ExtendRequest(key=taken[1].run.key, lease_id=taken[1].run.lease_id)
+
+    def extend() -> Any:
+        with pytest.raises(LeaseConflict) as conflict:
+            governed.db.run(leases.extend, governed.caller, request)
+        return conflict.value.detail
+
+    assert _blocked_by(governed, block, extend)["reason"] == "finished"
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_the_requester_cannot_extend_what_the_agent_may_not_do_any_more(
+    governed: Governed, running: bool
+) -> None:
+    taken = governed.ask(spend_usd=0.5, key="k")
+    claim = governed.claim(taken) if running else None
+    request = ExtendRequest(key="k", lease_id=taken.run.lease_id, ttl=900)
+    assert governed.db.run(leases.extend, governed.caller, request).lease_ttl_s == 900
+    governed.policy(blocked_tools=["work"])
+    with pytest.raises(LeaseConflict):
+        governed.db.run(leases.extend, governed.caller, request)
+    run = governed.db.run(runs.find, governed.caller.tenant_id, "k")
+    assert (run.state, run.error_code) == (RunState.FAILED, "policy_blocked")
+    assert governed.counters() == ((1, 500_000, {"work": 1}) if claim else (0, 0, {}))
+
+
+def test_a_lease_of_the_callers_own_is_not_the_policys_business(governed: Governed) -> None:
+    governed.policy(allowed_tools=[])
+    lease = LeaseRequest(key="own", metadata={"agent_id": AGENT})
+    taken = governed.db.run(runs.take, governed.caller, runs.lease_taking(governed.caller, lease))
+    request = ExtendRequest(key="own", lease_id=taken.run.lease_id, ttl=900)
+    assert governed.db.run(leases.extend, governed.caller, request).lease_ttl_s == 900
+
+
 def test_every_version_of_a_policy_is_kept_with_who_and_when(governed: Governed) -> None:
     governed.policy(max_actions_per_hour=5)
     governed.policy(max_spend_usd_per_day=2.5)
@@ -325,6 +429,32 @@ def test_every_version_of_a_policy_is_kept_with_who_and_when(governed: Governed)
     assert {row.actor for row in kept} == {governed.caller.key_id}
     assert kept[1].policy == {"max_actions_per_hour": 5, "max_spend_usd_per_day": 2.5}
     assert kept[2].policy == {**TEMPLATES["strict"], "max_actions_per_hour": 3}
+
+
+def test_every_change_of_policy_or_switch_is_in_the_history_newest_first(
+    governed: Governed, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    governed.policy(max_actions_per_hour=5)
+    governed.disable()
+    governed.disable()
+    governed.enable()
+    governed.policy(max_actions_per_hour=None)
+    history = governed.db.run(governance.history, governed.caller, AGENT, 10, 0)
+    assert [(change.change, change.reason, change.version, change.policy) for change in history] == [
+        ("upsert", None, 2, {}),
+        ("enabled", None, 1, None),
+        ("disabled", "odd", 1, None),
+        ("disabled", "odd", 1, None),
+        ("upsert", None, 1, {"max_actions_per_hour": 5}),
+    ]
+    assert {change.actor for change in history} == {governed.caller.key_id}
+    assert governed.db.run(governance.history, governed.caller, AGENT, 2, 1) == history[1:3]
+    monkeypatch.setenv("ONCEONLY_DATABASE_URL", database_url)
+    words = ["policies", "history", AGENT, "--tenant", governed.caller.tenant_id]
+    shown = CliRunner().invoke(build(words), words).output.splitlines()
+    assert len(shown) == 1 + len(history)
+    assert governed.caller.key_id in shown[1]
+    assert "disabled" in shown[3]
 
 
 @pytest.mark.parametrize("plan", [Plan.FREE, Plan.STARTER, Plan.PRO])
@@ -415,7 +545,7 @@ def test_what_an_earlier_attempt_may_have_spent_is_not_given_back(governed: Gove
     first = governed.claim(governed.ask(spend_usd=0.5))
     assert first is not None
     clock.advance(LEASE_S + 1)
-    governed.db.run(claims.reap, 10, WEEK_S)
+    governed.db.run(outbox.reap, 10, WEEK_S)
     second = governed.db.run(claims.claim, first.id, "work", LEASE_S, None)
     failure = claims.Failure(error_code="tool_error", repeatable=True, never_made=True)
     assert governed.db.run(claims.end_as_failed, second, failure, WEEK_S) is Ending.STORED

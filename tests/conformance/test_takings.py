@@ -27,7 +27,7 @@ from onceonly_jobs.domain.plans import Kind, Plan
 from onceonly_jobs.domain.runs import JobSpec
 from onceonly_jobs.errors import FingerprintMismatch, LeaseConflict, NotFound, PlanLimitReached
 from onceonly_jobs.services import account, leases, locks, runs
-from onceonly_jobs.services.quota import QuotaUsedUp
+from onceonly_jobs.services.quota import Refused
 from onceonly_jobs.store import usage
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.database import Database, on
@@ -267,6 +267,39 @@ def test_another_fingerprint_never_gets_somebody_elses_answer(ask: Any, caller: 
     assert ask(*lease_call(caller, fingerprint="a")).outcome == "acquired"
 
 
+@pytest.mark.parametrize("plan", [Plan.FREE, Plan.AGENCY])
+@pytest.mark.parametrize("agent_id", [None, "bot"])
+def test_a_reused_key_is_counted_as_a_request_on_every_plan(
+    db: Database, plan: Plan, agent_id: str | None
+) -> None:
+    caller = make_account(db, f"t_{plan}", plan).caller
+    metadata = {"agent_id": agent_id} if agent_id else None
+
+    def run(fingerprint: str) -> Any:
+        taking = runs.job_taking(
+            caller,
+            JobSpec(name="echo", queue="q"),
+            key="k",
+            ttl_s=60,
+            metadata=metadata,
+            fingerprint=fingerprint,
+        )
+        return db.run(runs.taking_operation(caller, taking), caller, taking)
+
+    check = locks.check_capped if plan is Plan.FREE else locks.check
+    db.run(check, caller, lock_request(fingerprint="a"), None)
+    run("a")
+    for ask in (lambda: db.run(check, caller, lock_request(fingerprint="b"), None), lambda: run("b")):
+        try:
+            refusal = ask().refusal
+        except FingerprintMismatch as mismatch:
+            refusal = mismatch
+        assert isinstance(refusal, FingerprintMismatch)
+    _, counters = db.run(account.month_usage, caller)
+    assert {kind: counter.requests_total for kind, counter in counters.items()} == {Kind.MAKE: 2, Kind.AI: 2}
+    assert counters[Kind.AI].usage == 1
+
+
 def test_a_hard_cap_is_exact_under_a_storm(db: Database) -> None:
     """Free stops at 3000 runs; the counter stands 5 below it, and 16 callers want 16 keys."""
     free = make_account(db, "free", Plan.FREE).caller
@@ -278,7 +311,7 @@ def test_a_hard_cap_is_exact_under_a_storm(db: Database) -> None:
         return db.run(runs.take_capped, free, runs.lease_taking(free, LeaseRequest(key=key)))
 
     answers = storm(16, one)
-    refused = [answer for answer in answers if isinstance(answer, QuotaUsedUp)]
+    refused = [answer for answer in answers if isinstance(answer, Refused)]
     assert len(answers) - len(refused) == 5
     assert all(isinstance(answer.refusal, PlanLimitReached) for answer in refused)
     assert refused[0].refusal.detail["limit"] == 3000

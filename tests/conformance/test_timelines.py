@@ -15,7 +15,7 @@ from onceonly_jobs.contracts.agents import SwitchRequest
 from onceonly_jobs.contracts.leases import CancelRequest, CompleteRequest, LeaseRequest
 from onceonly_jobs.contracts.unknown import SettleRequest
 from onceonly_jobs.domain.runs import Claim, JobSpec
-from onceonly_jobs.services import claims, governance, insights, leases, runs, unknown
+from onceonly_jobs.services import claims, governance, insights, leases, outbox, runs, unknown
 from onceonly_jobs.store import claims as store
 from onceonly_jobs.store import events as event_store
 from onceonly_jobs.store.account import Caller
@@ -62,7 +62,7 @@ class Life:
         return claim
 
     def reap(self) -> None:
-        self.db.run(claims.reap, 100, WEEK_S)
+        self.db.run(outbox.reap, 100, WEEK_S)
 
     def set_effect(self, key: str, effect: str) -> None:
         with self.db.engine.begin() as connection:

@@ -5,22 +5,27 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from pydantic import ValidationError
+from support.claims import make_context
 from support.storms import storm
 
+from onceonly_jobs.config import Settings
 from onceonly_jobs.contracts.policies import PolicyRequest
 from onceonly_jobs.contracts.tools import ToolRequest
 from onceonly_jobs.contracts.unknown import SettleRequest
+from onceonly_jobs.domain.addresses import Allowed
 from onceonly_jobs.domain.fingerprint import result_hash
 from onceonly_jobs.domain.governance import Code
+from onceonly_jobs.domain.plans import Plan
 from onceonly_jobs.domain.runs import Claim, Run
 from onceonly_jobs.domain.states import RunState
 from onceonly_jobs.errors import NotFound, SettlementConflict
-from onceonly_jobs.services import audit, calls, claims, governance, insights, runs, tools, unknown
+from onceonly_jobs.services import audit, calls, claims, governance, insights, outbox, runs, tools, unknown
 from onceonly_jobs.services.calls import Wanted
 from onceonly_jobs.services.claims import Ending
 from onceonly_jobs.store.account import Caller
@@ -30,13 +35,17 @@ from onceonly_jobs.store.rows import CONFIRM_PAUSES_S
 from onceonly_jobs.store.unknown import UnknownCall, Verdict
 from onceonly_jobs.store.vault import Vault
 from onceonly_jobs.testing import Clock
+from onceonly_jobs.worker.outcomes import Fail, OutcomeUnknown
+from onceonly_jobs.worker.runtime import Runtime
+from onceonly_jobs.worker.tool_job import carry_out
 from tests.conftest import make_account
 
 AGENT = "bot"
 LEASE_S = 15.0
 WEEK_S = 604_800
 DAY_S = 86_400
-VAULT = Vault("the key of this server, at least 16 long")
+KEY = "the key of this server, at least 16 long"
+VAULT = Vault(KEY)
 
 
 class Payments:
@@ -46,12 +55,13 @@ class Payments:
         self.db, self.caller = db, caller
         self.register("pay", "irreversible")
 
-    def register(self, name: str, effect: str) -> None:
+    def register(self, name: str, effect: str, **fields: Any) -> None:
         request = {
             "name": name,
             "url": "https://tools.example.com/pay",
             "auth": {"type": "hmac_sha256", "secret": "a-long-shared-secret"},
             "effect": effect,
+            **fields,
         }
         if effect == "reconcilable":
             request["confirm_url"] = "https://tools.example.com/confirm"
@@ -339,7 +349,7 @@ def test_an_answer_found_late_is_kept_as_long_as_any(payments: Payments, clock: 
 def test_what_a_dead_worker_left_unknown_is_settled_the_same_way(payments: Payments, clock: Clock) -> None:
     claim = payments.claim(payments.ask())
     clock.advance(LEASE_S + 1)
-    payments.db.run(claims.reap, 10, WEEK_S)
+    payments.db.run(outbox.reap, 10, WEEK_S)
     assert [call.key for call in payments.list()[1]] == [claim.key]
     payments.settle(claim.key, True, result={"paid": True})
     assert payments.db.run(claims.complete, claim, {"late": True}, WEEK_S) is Ending.LOST
@@ -391,7 +401,7 @@ def test_what_a_dead_worker_left_of_a_reconcilable_call_is_confirmed_too(
     payments.register("ship", "reconcilable")
     claim = payments.claim(payments.ask(tool="ship"))
     clock.advance(LEASE_S + 1)
-    payments.db.run(claims.reap, 10, WEEK_S)
+    payments.db.run(outbox.reap, 10, WEEK_S)
     clock.advance(CONFIRM_PAUSES_S[0] + 1)
     assert [due.id for due in payments.db.run(unknown.take_confirmable, 10)] == [claim.id]
     held = payments.db.run(unknown.confirmable, claim.id)
@@ -417,3 +427,124 @@ def test_many_relays_ask_about_a_call_once(payments: Payments, clock: Clock) -> 
 
     taken = [id_ for ids in storm(8, relay) for id_ in ids]
     assert len(taken) == len(set(taken)) == 20
+
+
+def test_a_tool_that_became_stricter_after_the_decision_is_called_by_its_stricter_rules(
+    payments: Payments, clock: Clock
+) -> None:
+    payments.register("mail", "idempotent")
+    judged = payments.ask(tool="mail")
+    payments.register("mail", "reconcilable")
+    claim = payments.claim(judged)
+    assert (claim.effect, claim.repeatable) == ("reconcilable", False)
+    clock.advance(LEASE_S + 1)
+    payments.db.run(outbox.reap, 10, WEEK_S)
+    assert payments.run(claim.key).state is RunState.UNKNOWN, "its worker died, and nobody calls it again"
+    [call] = payments.list()[1]
+    assert (call.effect, call.confirm_at is not None) == ("reconcilable", True)
+
+
+@pytest.mark.parametrize("now", ["read", "idempotent", "reconcilable"])
+def test_a_tool_that_became_more_harmless_after_the_decision_is_called_as_it_was(
+    payments: Payments, now: str
+) -> None:
+    judged = payments.ask()
+    payments.register("pay", now)
+    assert payments.claim(judged).effect == "irreversible"
+
+
+def test_an_agents_own_tool_counts_more_than_the_global_one(payments: Payments) -> None:
+    payments.register("mail", "irreversible")
+    own = {
+        "name": "mail",
+        "scope_id": f"agent:{AGENT}",
+        "url": "https://tools.example.com/own",
+        "effect": "read",
+    }
+    auth = {"type": "hmac_sha256", "secret": "a-long-shared-secret"}
+    payments.db.run(tools.put, payments.caller, ToolRequest.model_validate({**own, "auth": auth}), VAULT)
+    assert payments.claim(payments.ask(tool="mail")).effect == "read"
+
+
+@pytest.mark.parametrize(("now", "asked_later"), [("irreversible", False), ("reconcilable", True)])
+def test_a_begun_call_whose_tool_became_stricter_is_held_not_made_again(
+    payments: Payments, clock: Clock, now: str, asked_later: bool
+) -> None:
+    """Its first attempt may have come through: under the old rules a repeat was harmless, under the new it is not."""
+    payments.register("mail", "idempotent")
+    first = payments.claim(payments.ask(tool="mail"))
+    clock.advance(LEASE_S + 1)
+    payments.db.run(outbox.reap, 10, WEEK_S)
+    payments.register("mail", now)
+    assert payments.db.run(claims.claim, first.id, calls.JOB, LEASE_S, None) is None
+    [call] = payments.list()[1]
+    assert (call.key, call.effect, call.confirm_at is not None) == (first.key, now, asked_later)
+    assert payments.counters() == (1, 500_000, {"mail": 1})
+    assert payments.settle(first.key, happened=False).run.state is RunState.FAILED
+    assert payments.ask(tool="mail").code is Code.OK
+
+
+@pytest.mark.parametrize(("attempt", "ending"), [(1, Fail), (2, OutcomeUnknown)])
+def test_a_tool_that_becomes_stricter_after_the_claim_is_not_called(
+    payments: Payments, settings: Settings, attempt: int, ending: type[Exception]
+) -> None:
+    """Should its worker die, the claim's effect would let another one repeat the call."""
+    payments.register("mail", "idempotent")
+    claim = replace(payments.claim(payments.ask(tool="mail")), attempt=attempt)
+    payments.register("mail", "irreversible")
+    runtime = Runtime.of(settings.model_copy(update={"secret_key": KEY}))
+    with pytest.raises(ending) as ended:
+        carry_out(make_context(claim), runtime, Allowed.parse(""))
+    runtime.database.close()
+    assert attempt == 2 or (ended.value.never_made and ended.value.repeatable)  # type: ignore[attr-defined]
+
+
+def test_a_call_on_its_way_that_the_policy_stops_is_held_where_it_cannot_be_repeated(
+    payments: Payments,
+) -> None:
+    claim = payments.claim(payments.ask())
+    payments.db.run(governance.set_policy, payments.caller, AGENT, PolicyRequest(blocked_tools=["pay"]))
+    assert payments.db.run(claims.heartbeat, claim, LEASE_S) is Ending.LOST
+    assert payments.run(claim.key).state is RunState.UNKNOWN
+    assert payments.counters() == (1, 500_000, {"pay": 1})
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+def test_a_call_blocked_after_its_decision_says_so_in_the_trail_and_on_the_timeline(
+    payments: Payments, claimed: bool
+) -> None:
+    payments.register("mail", "idempotent")
+    judged = payments.ask(tool="mail")
+    assert judged.run is not None
+    claim = payments.claim(judged) if claimed else None
+    payments.db.run(governance.set_policy, payments.caller, AGENT, PolicyRequest(allowed_tools=["pay"]))
+    if claim is None:
+        assert payments.db.run(claims.claim, judged.run.id, calls.JOB, LEASE_S, None) is None
+    else:
+        payments.db.run(claims.heartbeat, claim, LEASE_S)
+    blocked, executed = payments.db.run(governance.logs, payments.caller, AGENT, limit=10)
+    assert (blocked.decision, blocked.policy_code) == ("blocked", Code.NOT_IN_ALLOWED_LIST)
+    assert blocked.args_hash == executed.args_hash is not None
+    _, timeline = payments.db.run(insights.timeline, payments.caller, judged.run.run_id, 10, 0)
+    [result] = [event for event in timeline if event.type == "tool_result"]
+    assert (result.status, result.message) == ("blocked", "tool_not_allowed")
+
+
+def test_a_call_answers_its_repeats_for_as_long_as_its_tool_says(payments: Payments, clock: Clock) -> None:
+    payments.register("mail", "idempotent", dedup_ttl_s=60)
+    claim = payments.claim(payments.ask(tool="mail"))
+    payments.db.run(claims.complete, claim, {"sent": True}, WEEK_S)
+    clock.advance(59)
+    assert payments.ask(tool="mail").code is Code.IDEMPOTENCY
+    clock.advance(2)
+    assert payments.ask(tool="mail").code is Code.OK
+
+
+@pytest.mark.parametrize(("plan", "kept_s"), [(Plan.PRO, 604_800), (Plan.AGENCY, 2_592_000)])
+def test_no_tool_keeps_its_answers_for_longer_than_the_plan_lets_it(
+    db: Database, plan: Plan, kept_s: int
+) -> None:
+    payments = Payments(db, make_account(db, plan.value, plan).caller)
+    payments.register("mail", "idempotent", dedup_ttl_s=2_592_000)
+    payments.ask(tool="mail")
+    assert payments.rows("SELECT retention_s FROM runs") == [(kept_s,)]

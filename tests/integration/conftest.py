@@ -189,6 +189,13 @@ def tenant_on() -> NewApi:
     return new_api
 
 
+@pytest.fixture(scope="session")
+def new_tenant_with_tools(shared_settings: Settings, shared_db: Database) -> Iterator[NewApi]:
+    """Makes tenants of a server that has a key for the secrets of tools."""
+    with App(shared_settings.model_copy(update={"secret_key": "a key of the server"})) as app:
+        yield partial(new_api, app, shared_db)
+
+
 @pytest.fixture
 def api(new_tenant: NewApi) -> Api:
     """A new agency tenant."""

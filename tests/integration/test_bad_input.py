@@ -207,7 +207,7 @@ def test_every_field_of_another_type_is_refused_by_name(barrage: Barrage, path: 
         b"\x00" * 100,
         b'{"key": "raw \x00 NUL"}',
         b'{"key": "line\nbreak"}',
-        gzip.compress(b'{"key": "k"}'),
+        gzip.compress(b'{"key": "k"}', mtime=0),
     ],
 )
 def test_a_body_that_is_no_json_object_is_refused(barrage: Barrage, content: bytes) -> None:

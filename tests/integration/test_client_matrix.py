@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Iterator
-from functools import partial
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import onceonly
@@ -17,10 +16,8 @@ from onceonly.governance import GovernanceClient
 from pydantic import BaseModel
 from support.clients import OURS, PUBLISHED, Face, Mode, Sdk, connected
 
-from onceonly_jobs.config import Settings
-from onceonly_jobs.store.database import Database
-from tests.integration.conftest import Api, App
-from tests.integration.conftest import new_api as new_tenant_of
+if TYPE_CHECKING:
+    from tests.integration.conftest import Api, NewApi
 
 pytestmark = pytest.mark.anyio
 
@@ -34,13 +31,6 @@ WAITS = {"wait", "run_and_wait", "run_fn", "ai_run_and_wait"}
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def new_api(shared_settings: Settings, shared_db: Database) -> Iterator[Callable[[], Api]]:
-    """Makes tenants of a server that can keep tools' secrets."""
-    with App(shared_settings.model_copy(update={"secret_key": "a key of the server"})) as app:
-        yield partial(new_tenant_of, app, shared_db)
 
 
 class Wire(httpx.BaseTransport, httpx.AsyncBaseTransport):
@@ -363,10 +353,10 @@ async def played(scenario: Scenario, api: Api, face: Face) -> tuple[Any, list[An
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
 @pytest.mark.parametrize("name", [*SAME_REQUESTS, *SAME_ANSWERS])
-async def test_both_clients_do_the_same(name: str, mode: Mode, new_api: Callable[[], Api]) -> None:
+async def test_both_clients_do_the_same(name: str, mode: Mode, new_tenant_with_tools: NewApi) -> None:
     scenario = SAME_REQUESTS.get(name) or SAME_ANSWERS[name]
-    theirs, they_sent = await played(scenario, new_api(), Face(mode, PUBLISHED))
-    ours, we_sent = await played(scenario, new_api(), Face(mode, OURS))
+    theirs, they_sent = await played(scenario, new_tenant_with_tools(), Face(mode, PUBLISHED))
+    ours, we_sent = await played(scenario, new_tenant_with_tools(), Face(mode, OURS))
     assert ours == theirs
     if name in SAME_REQUESTS:
         assert we_sent == they_sent

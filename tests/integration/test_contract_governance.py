@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from onceonly_jobs.domain.governance import TEMPLATES
 from onceonly_jobs.domain.plans import Plan
+from onceonly_jobs.domain.runs import JobSpec
+from onceonly_jobs.services import claims
 from tests.integration.conftest import Api, NewApi
 
 AGENT = "support_bot"
@@ -86,6 +89,23 @@ def test_nonsense_and_misspelt_limits_are_422_and_change_nothing(api: Api, field
 def test_not_a_number_is_refused(api: Api) -> None:
     answer = api.request("POST", f"/policies/{AGENT}", content=b'{"max_spend_usd_per_day": NaN}')
     assert answer.status_code == 422
+
+
+def test_a_policys_history_says_who_did_what_and_when(api: Api) -> None:
+    api.post(f"/policies/{AGENT}", max_spend_usd_per_day=0.5)
+    api.post(f"/agents/{AGENT}/disable", reason="odd")
+    disabled, set_ = api.get(f"/policies/{AGENT}/history").json()
+    assert isinstance(set_.pop("ts"), int)
+    assert set_ == {
+        "actor": api.caller.key_id,
+        "change": "upsert",
+        "reason": None,
+        "version": 1,
+        "policy": {"max_spend_usd_per_day": 0.5},
+    }
+    assert (disabled["change"], disabled["reason"], disabled["policy"]) == ("disabled", "odd", None)
+    assert api.get(f"/policies/{AGENT}/history", limit=1, offset=1).json()[0]["change"] == "upsert"
+    assert api.get("/policies/nobody/history").json() == []
 
 
 def test_an_unknown_template_is_422_and_an_unknown_policy_404(api: Api) -> None:
@@ -186,6 +206,7 @@ def test_logs_of_an_agent_without_any_are_empty(api: Api) -> None:
         ("POST", f"/policies/{AGENT}/from-template", {"template": "moderate"}),
         ("GET", "/policies", None),
         ("GET", f"/policies/{AGENT}", None),
+        ("GET", f"/policies/{AGENT}/history", None),
         ("POST", f"/agents/{AGENT}/disable", {}),
         ("GET", f"/agents/{AGENT}/logs", None),
         ("GET", f"/agents/{AGENT}/metrics", None),
@@ -215,6 +236,7 @@ def test_policies_and_agents_are_a_tenants_own(api: Api, new_tenant: NewApi) -> 
     api.post(f"/agents/{AGENT}/disable")
     other = new_tenant(Plan.AGENCY)
     assert other.get("/policies").json() == []
+    assert other.get(f"/policies/{AGENT}/history").json() == []
     assert other.post("/ai/run", key="k", metadata={"agent_id": AGENT}).json()["status"] == "acquired"
 
 
@@ -230,3 +252,30 @@ def test_a_run_id_of_any_length_in_args_is_no_server_error(api: Api) -> None:
     args = {"run_id": "".join(chr(33 + n % 90) for n in range(20_000))}
     answer = api.post("/ai/run", agent_id=AGENT, tool="send_email", args=args)
     assert (answer.status_code, detail(answer)["error"]) == (404, "tool_not_found")
+
+
+def test_a_strict_server_refuses_policies_that_name_unregistered_tools(serve: Callable[..., Api]) -> None:
+    """§2.13: by default they are accepted, as all other tests here show."""
+    api = serve(strict_tools=True, secret_key="the key of this server")
+    auth = {"type": "hmac_sha256", "secret": "a-long-secret"}
+    for name, scope_id in (("own", f"agent:{AGENT}"), ("theirs", "agent:other"), ("all", "global")):
+        api.post("/tools", name=name, scope_id=scope_id, url="https://tools.example.com/x", auth=auth)
+    api.db.run(claims.announce, [JobSpec(name="report", queue="q")])
+    known = {"allowed_tools": ["own", "all", "report"], "max_actions_per_hour": 5}
+    assert api.post(f"/policies/{AGENT}", **known).status_code == 200
+    fields: dict[str, Any] = {
+        "allowed_tools": ["own", "theirs", "a"],
+        "blocked_tools": ["a", "b"],
+        "max_calls_per_tool": {"c": 1, "all": 1},
+        "pricing_rules": [{"tool": "d", "price_usd": 1}],
+    }
+    for path, body in (
+        (f"/policies/{AGENT}", fields),
+        (f"/policies/{AGENT}/from-template", {"template": "moderate", "overrides": fields}),
+    ):
+        answer = api.post(path, **body)
+        assert answer.status_code == 400
+        assert detail(answer) == {"error": "unknown_tools", "tools": ["theirs", "a", "b", "c", "d"]}
+    assert api.get(f"/policies/{AGENT}").json()["policy"] == known
+    assert api.post(f"/policies/{AGENT}", blocked_tools=None).status_code == 200
+    assert api.post(f"/policies/{AGENT}/from-template", template="moderate").status_code == 200

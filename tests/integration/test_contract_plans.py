@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
+import sqlalchemy as sa
 
 from onceonly_jobs.domain.plans import Plan
 from onceonly_jobs.services import account
 
 if TYPE_CHECKING:
+    from onceonly_jobs.store.database import Database
     from tests.integration.conftest import Api, NewApi
 
 # plan, make and ai per month, default TTL, maximum TTL: the table of §1.7
@@ -177,3 +180,106 @@ def test_a_tenant_moved_to_free_keeps_what_it_used_this_month(new_tenant: NewApi
     api.db.run(account.set_plan, api.tenant_id, Plan.FREE)
     refusal = api.post("/ai/lease", key="more")
     assert (refusal.status_code, refusal.json()["detail"]["usage"]) == (402, 3001)
+
+
+# §4.7: a gate, and the plans that pass it by the seed's table and by the newer one
+GOVERNED = {Plan.PRO, Plan.AGENCY}
+PAYING = {Plan.STARTER, *GOVERNED}
+EVERY = set(Plan)
+GATES: list[tuple[str, str, dict[str, object] | None, set[Plan], set[Plan]]] = [
+    ("policies", "GET /policies", None, GOVERNED, EVERY),
+    ("policies", "POST /policies/a", {}, GOVERNED, EVERY),
+    ("max_actions_per_hour", "POST /policies/a", {"max_actions_per_hour": 1}, GOVERNED, PAYING),
+    ("max_spend_usd_per_day", "POST /policies/a", {"max_spend_usd_per_day": 1}, GOVERNED, PAYING),
+    ("max_calls_per_tool", "POST /policies/a", {"max_calls_per_tool": {"t": 1}}, GOVERNED, PAYING),
+    ("blocked_tools", "POST /policies/a", {"blocked_tools": ["t"]}, GOVERNED, EVERY),
+    ("allowed_tools", "POST /policies/a", {"allowed_tools": ["t"]}, {Plan.AGENCY}, EVERY),
+    ("pricing_rules", "POST /policies/a", {"pricing_rules": []}, GOVERNED, GOVERNED),
+    ("policy_templates", "POST /policies/a/from-template", {"template": "permissive"}, GOVERNED, GOVERNED),
+    ("allowed_tools", "POST /policies/a/from-template", {"template": "strict"}, {Plan.AGENCY}, GOVERNED),
+    ("audit", "GET /agents/a/logs", None, GOVERNED, GOVERNED),
+    ("audit", "GET /agents/a/metrics", None, GOVERNED, GOVERNED),
+    ("kill_switch", "POST /agents/a/disable", {}, {Plan.AGENCY}, GOVERNED),
+    ("kill_switch", "POST /agents/a/enable", {}, {Plan.AGENCY}, GOVERNED),
+    ("tools", "GET /tools", None, GOVERNED, EVERY),
+    ("tools", "POST /ai/run", {"agent_id": "a", "tool": "none"}, GOVERNED, EVERY),
+]
+
+
+def _outermost(feature: str, path: str, plan: Plan, table: str) -> str:
+    """What is named of a request that several gates refuse: a field stands behind its endpoint."""
+    if path.startswith("/policies") and table == "seed" and plan not in GOVERNED:
+        return "policies"
+    if path.endswith("/from-template") and plan not in GOVERNED:
+        return "policy_templates"
+    return feature
+
+
+@pytest.mark.parametrize("table", ["seed", "newer"])
+def test_each_gate_opens_for_the_plans_of_its_table_and_names_itself(
+    serve: Callable[..., Api], new_tenant: NewApi, table: str
+) -> None:
+    of_plan = {plan: new_tenant(plan) if table == "seed" else serve(plan, plan_table=table) for plan in Plan}
+    for feature, request, body, seed, newer in GATES:
+        method, path = request.split()
+        for plan, api in of_plan.items():
+            answer = api.request(method, path, json=body)
+            gate = f"{request} {body} for {plan} by {table}"
+            if plan in (seed if table == "seed" else newer):
+                assert answer.status_code in (200, 404), gate
+            else:
+                assert answer.status_code == 403, gate
+                detail = answer.json()["detail"]
+                assert (detail["error"], detail["plan"]) == ("feature_not_available", plan.value)
+                assert detail["feature"] == _outermost(feature, path, plan, table), gate
+
+
+@pytest.mark.parametrize(
+    ("table", "most"),
+    [
+        ("seed", {Plan.FREE: 0, Plan.STARTER: 0, Plan.PRO: 10, Plan.AGENCY: 500}),
+        ("newer", {Plan.FREE: 1, Plan.STARTER: 20, Plan.PRO: 100, Plan.AGENCY: 1000}),
+    ],
+)
+def test_each_table_has_its_number_of_tools(
+    serve: Callable[..., Api], db: Database, table: str, most: dict[Plan, int]
+) -> None:
+    tool = {"url": "https://tools.example.com/x", "auth": {"type": "hmac_sha256", "secret": "a-long-secret"}}
+    for plan, number in most.items():
+        api = serve(plan, plan_table=table, secret_key="the key of this server")
+        with db.engine.begin() as connection:
+            connection.execute(MANY_TOOLS, {"tenant_id": api.tenant_id, "many": max(0, number - 1)})
+        answers = [api.post("/tools", name=name, **tool) for name in ("last", "one_more", "last")]
+        if number == 0:
+            assert {answer.json()["detail"]["error"] for answer in answers} == {"feature_not_available"}
+            continue
+        assert [answer.status_code for answer in answers] == [200, 403, 200]
+        assert answers[1].json()["detail"] == {
+            "error": "plan_limit",
+            "message": f"{plan.value.upper()} plan limit: max {number} tools",
+        }
+
+
+MANY_TOOLS = sa.text("""
+INSERT INTO tools (tenant_id, scope_id, name, url, auth_type, secret_id, secret_mask, secret_sealed, timeout_ms,
+                   max_retries, enabled, effect)
+SELECT :tenant_id, 'global', 't' || n, 'https://tools.example.com/x', 'hmac_sha256', 's', '***', '', 15000, 2, true,
+       'idempotent'
+FROM generate_series(1, :many) n
+""")
+
+
+def test_a_free_tenants_tool_calls_stop_at_its_quota(serve: Callable[..., Api]) -> None:
+    """Only the newer table lets Free call tools at all. Asking again for a call that was made stays free."""
+    api = serve(Plan.FREE, plan_table="newer", secret_key="the key of this server", tool_patience_s=0)
+    auth = {"type": "hmac_sha256", "secret": "a-long-secret"}
+    api.post("/tools", name="send", url="https://tools.example.com/x", auth=auth)
+    api.use_up("ai", 2_999)
+    first, repeat, second = (api.post("/ai/run", agent_id="a", tool="send", args={"n": n}) for n in (1, 1, 2))
+    assert [answer.json()["detail"]["error"] for answer in (first, repeat, second)] == [
+        "in_progress",
+        "in_progress",
+        "payment_required",
+    ]
+    assert api.usage("ai")["usage"] == 3_000
+    assert api.usage("ai")["blocked_total_month"] == 1

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from onceonly_jobs.domain.plans import Plan
-from onceonly_jobs.services import claims
+from onceonly_jobs.services import claims, outbox
 from onceonly_jobs.testing import Clock
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ def test_a_run_whose_worker_died_stays_in_progress_and_is_not_charged_again(api:
     for _ in range(2):
         assert api.get("/ai/status", key="k").json()["status"] == "in_progress"
         assert api.post("/ai/run", key="k").json()["charged"] == 0
-        api.db.run(claims.reap, 10, WEEK_S)
+        api.db.run(outbox.reap, 10, WEEK_S)
     api.work("k", {"by": "the next worker"})
     assert api.db.run(claims.complete, dead, {"by": "the dead one"}, WEEK_S) is claims.Ending.LOST
     assert api.get("/ai/result", key="k").json()["result"] == {"by": "the next worker"}

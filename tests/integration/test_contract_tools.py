@@ -101,6 +101,7 @@ def test_a_registered_tool_is_answered_with_200_and_without_its_secret(api: Clie
         "description": "Send transactional emails via SMTP service",
         "effect": "idempotent",
         "confirm_url": None,
+        "dedup_ttl_s": None,
         "has_secret": True,
         "secret_mask": "***key",
     }
@@ -297,6 +298,13 @@ def test_a_field_at_its_bounds_is_taken_as_it_is(api: Client, field: str, values
 
 def test_unknown_fields_are_ignored(api: Client) -> None:
     assert put(api, colour="red", auth={"type": "hmac_sha256", "secret": SECRET, "x": 1}).status_code == 200
+
+
+def test_how_long_calls_answer_their_repeats_is_the_tools_to_say(api: Client) -> None:
+    for seconds in (9, 2_592_001, -1, 60.0, "60"):
+        assert wrong(put(api, dedup_ttl_s=seconds)) == [["body", "dedup_ttl_s"]]
+    assert put(api, dedup_ttl_s=10).json()["dedup_ttl_s"] == 10
+    assert put(api).json()["dedup_ttl_s"] == 10, "what is absent stays as it is"
 
 
 def test_a_reconcilable_tool_and_no_other_has_a_confirm_url(api: Client) -> None:

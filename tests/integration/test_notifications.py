@@ -15,7 +15,7 @@ from support.tool_server import ToolServer, refused_url
 
 from onceonly_jobs.domain.plans import LIMITS, Kind, Plan
 from onceonly_jobs.domain.runs import Claim
-from onceonly_jobs.services import account, claims, runs, webhooks
+from onceonly_jobs.services import account, claims, outbox, runs, webhooks
 from onceonly_jobs.services.claims import Failure
 from onceonly_jobs.store.webhooks import PAUSES_S
 from onceonly_jobs.testing import Clock
@@ -129,7 +129,7 @@ def test_a_callers_own_failure_and_a_lost_worker_are_told_of(told: Api, clock: C
     for _ in range(3):
         told.claim("lost")
         clock.advance(60)
-        told.db.run(claims.reap, 10, 600)
+        told.db.run(outbox.reap, 10, 600)
     codes = [item["data"]["error_code"] for item in deliveries(told)]
     assert codes == ["worker_lost", "mine"]
     assert deliveries(told)[0]["data"]["dead_lettered"] is True

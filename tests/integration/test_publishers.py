@@ -17,7 +17,7 @@ from onceonly_jobs.dispatch.background import WAITING, BackgroundPublisher
 from onceonly_jobs.dispatch.broker import BrokerError, Publisher
 from onceonly_jobs.dispatch.direct import DirectPublisher
 from onceonly_jobs.local.redis import EmbeddedRedis
-from onceonly_jobs.store.claims import Due
+from onceonly_jobs.store.outbox import Due
 
 NOWHERE = "redis://127.0.0.1:1/0"
 

@@ -7,6 +7,7 @@ import base64
 import json
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -111,17 +112,26 @@ def test_a_run_goes_out_when_it_is_due(
 
 
 def test_an_unclaimed_run_is_published_again_less_and_less_often(
-    relay_of: RelayOf, enqueue: Enqueue, broker: redis.Redis, clock: Clock
+    relay_of: RelayOf, enqueue: Enqueue, broker: redis.Redis, clock: Clock, db: Database
 ) -> None:
+    def now() -> datetime:
+        with db.engine.connect() as connection:
+            at: datetime = connection.exec_driver_sql("SELECT onceonly_now()").scalar_one()
+            return at
+
     enqueue("k")
     relay = relay_of(publish_grace_s=2)
-    seen = []
-    for _ in range(40):
+    since = now()
+    for number, pause_s in ((1, 0), (2, 2), (3, 4), (4, 8), (5, 16)):
+        ticks, before = 0, now()
         relay.tick()
-        seen.append(len(keys(broker)))
-        clock.advance(1)
-    # After 0, 2, 2 + 4, 2 + 4 + 8, 2 + 4 + 8 + 16 seconds.
-    assert [seen.count(number) for number in (1, 2, 3, 4)] == [2, 4, 8, 16]
+        while len(keys(broker)) < number:
+            clock.advance(1)
+            ticks, before = ticks + 1, now()
+            relay.tick()
+        assert ticks <= pause_s, "not later"
+        assert now() - since >= timedelta(seconds=pause_s), "not earlier"
+        since = before
 
 
 def test_a_full_queue_gets_no_more_and_others_do(

@@ -53,7 +53,7 @@ def test_migrating_twice_changes_nothing(owner_url: str) -> None:
 
 def test_the_serving_role_cannot_rewrite_the_audit_trail(database_url: str) -> None:
     engine = sa.create_engine(database_url, poolclass=sa.NullPool)
-    for table in ("audit_decisions", "audit_outcomes"):
+    for table in ("audit_decisions", "audit_outcomes", "policy_versions"):
         for attack in (f"DELETE FROM {table}", f"UPDATE {table} SET tenant_id = 'x'", f"TRUNCATE {table}"):
             with (
                 engine.connect() as connection,

@@ -227,6 +227,19 @@ def test_a_replayed_value_is_the_annotated_type(client: OnceOnly, value: Any, an
     assert type(again) is type(value)
 
 
+def test_coroutines_are_replayed_too(client: OnceOnly) -> None:
+    @idempotent_ai(client, key="k", unwrap=True)
+    async def report(total: int) -> Report:
+        await asyncio.sleep(0)
+        return Report(total=total)
+
+    async def twice() -> list[Report]:
+        return [await report(1), await report(2)]
+
+    assert asyncio.iscoroutinefunction(report)
+    assert asyncio.run(twice()) == [Report(total=1)] * 2
+
+
 def test_a_replayed_value_without_annotation_is_plain_json(client: OnceOnly) -> None:
     function = once(client, lambda: Report(total=1))
     function()

@@ -154,6 +154,6 @@ def test_typed_code_is_accepted(complaints: dict[int, list[str]]) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("line", "code"), enumerate(REFUSED.values(), FIRST_MISUSE), ids=REFUSED)
+@pytest.mark.parametrize(("line", "code"), list(enumerate(REFUSED.values(), FIRST_MISUSE)), ids=REFUSED)
 def test_misuse_is_found(complaints: dict[int, list[str]], line: int, code: str) -> None:
     assert set(complaints.get(line, [])) == {code}

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator
+from datetime import date
+from typing import Annotated, Any
 
 import pytest
+from pydantic import AfterValidator
+from support.claims import make_claim, make_context
 
 from onceonly_jobs.domain.runs import JobSpec
 from onceonly_jobs.errors import ConfigError
 from onceonly_jobs.worker.jobs import Registry
+from onceonly_jobs.worker.outcomes import Fail
+from onceonly_jobs.worker.tool_result import stored_form
 
 
 def pay(amount: float) -> bool:
@@ -64,8 +71,64 @@ def test_arguments_come_by_name() -> None:
     def starred(*amounts: float) -> None: ...
 
     for function in (positional, starred):
-        with pytest.raises(ConfigError, match="arguments come by name"):
+        with pytest.raises(ConfigError, match="args are given by name"):
             Registry().tool(function)
+
+
+def test_what_can_not_be_called_or_checked_is_no_tool() -> None:
+    def generator() -> Iterator[int]:
+        yield 1
+
+    def unknown(a: Nowhere) -> None: ...  # type: ignore[name-defined] # noqa: F821
+
+    def unchecked(a: threading.Lock) -> None: ...  # type: ignore[valid-type]
+
+    for function, says in (
+        (generator, "does nothing"),
+        (unknown, "can't be read"),
+        (unchecked, "can't be checked"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            Registry().tool(function)
+
+
+def call(function: Callable[..., Any], effect: str, **args: Any) -> Any:
+    registry = Registry()
+    registry.tool("t", effect=effect)(function)
+    metadata = {"agent_id": "a", "tool": "t", "args": args, "run_id": None}
+    return registry["onceonly.tool.t"].handler(make_context(make_claim(metadata=metadata, effect=effect)))
+
+
+def broken(value: int) -> int:
+    raise KeyError("a bug in a validator")
+
+
+def test_a_check_that_breaks_has_called_nothing() -> None:
+    def pay_checked(amount: Annotated[int, AfterValidator(broken)]) -> int:
+        return amount
+
+    with pytest.raises(Fail) as raised:
+        call(pay_checked, "irreversible", amount=1)
+    assert (raised.value.never_made, raised.value.repeatable) == (True, True)
+
+
+class Unshowable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    ("returned", "kept"),
+    [
+        ({"on": date(2026, 1, 31)}, {"on": "2026-01-31"}),
+        ({"a": "x" * 2000}, None),
+        (Unshowable(), None),
+        ({"a": Unshowable()}, None),
+    ],
+)
+def test_what_was_returned_is_kept_as_far_as_it_can_be(returned: Any, kept: Any) -> None:
+    form = stored_form(returned, 1000).kept
+    assert form == kept if kept else form["truncated"] is True
 
 
 def test_two_functions_of_one_name_are_a_mistake() -> None:

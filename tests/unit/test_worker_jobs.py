@@ -115,3 +115,33 @@ def test_an_error_is_described_even_if_it_can_not_describe_itself() -> None:
     assert described(ValueError("a\x00b\ud800")) == "ValueError: ab?"
     assert described(ValueError()) == "ValueError"
     assert len(described(ValueError("x" * 10_000))) == 2000
+
+
+def test_a_job_may_declare_when_it_runs_by_itself() -> None:
+    registry = Registry()
+    registry.job("daily", cron="0 6 * * *", tz="Europe/Kyiv", misfire="skip", payload={"a": 1})(handler)
+    registry.job("by_hand")(handler)
+    schedule = registry["daily"].schedule
+    assert schedule is not None
+    assert (schedule.name, schedule.task, schedule.cron, schedule.tz) == ("daily",) * 2 + (
+        "0 6 * * *",
+        "Europe/Kyiv",
+    )
+    assert (schedule.misfire, schedule.payload) == ("skip", {"a": 1})
+    assert registry["by_hand"].schedule is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cron": "61 * * * *"}, "job 'a': cron: .*Bad minute"),
+        ({"cron": "@daily", "tz": "Mars"}, "job 'a': tz: unknown time zone 'Mars'"),
+        ({"every_s": 0}, "job 'a': every_s: "),
+        ({"tz": "Europe/Kyiv"}, "give one of cron, every_s and at"),
+        ({"cron": "@daily", "every_s": 5}, "give only one of"),
+        ({"cron": "@daily", "overlap": "never"}, "job 'a': overlap: "),
+    ],
+)
+def test_a_wrong_schedule_stops_the_worker_from_starting(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Registry().job("a", **options)(handler)  # type: ignore[call-overload]

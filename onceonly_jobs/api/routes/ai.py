@@ -33,9 +33,9 @@ from onceonly_jobs.contracts.runs import RunRequest
 from onceonly_jobs.domain.actions import has_actions
 from onceonly_jobs.domain.fingerprint import compact_json
 from onceonly_jobs.services import leases, runs
-from onceonly_jobs.services.quota import QuotaUsedUp
+from onceonly_jobs.services.quota import Refused
 from onceonly_jobs.store.account import Caller
-from onceonly_jobs.store.claims import Due
+from onceonly_jobs.store.outbox import Due
 from onceonly_jobs.store.runs import Taken, Taking
 
 router = APIRouter(route_class=ContractRoute, prefix="/ai", tags=["runs and leases"])
@@ -103,7 +103,7 @@ async def lease(body: LeaseRequest, state: Held, caller: Asking) -> JSONResponse
 
 async def _take(state: State, caller: Caller, taking: Taking) -> Taken:
     taken = await state.db.arun(runs.taking_operation(caller, taking), caller, taking)
-    if isinstance(taken, QuotaUsedUp):
+    if isinstance(taken, Refused):
         raise taken.refusal
     return taken
 
@@ -137,7 +137,7 @@ async def result(key: Annotated[Key, Query()], state: Held, caller: Asking, wait
 )
 async def extend(body: ExtendRequest, state: Held, caller: Asking) -> JSONResponse:
     """Sets the deadline to now + `ttl`; for a run, its time limit."""
-    run = await state.db.arun(leases.extend, caller, body)
+    run = await state.db.arun(leases.extend, caller, body, state.settings.retention_s)
     return JSONResponse(
         {"ok": True, "status": "extended", "key": run.key, "ttl": run.lease_ttl_s, "version": run.version}
     )

@@ -10,11 +10,11 @@ from fastapi.responses import JSONResponse
 from onceonly_jobs.api.edge import Asking, ContractRoute, Held
 from onceonly_jobs.contracts.agents import AgentMetrics, LogItem, Period, SwitchAnswer, SwitchRequest
 from onceonly_jobs.contracts.fields import MAX_UNIX_S, Text, unix_s, utc_iso
-from onceonly_jobs.contracts.policies import PolicyAnswer, PolicyRequest, TemplateRequest
+from onceonly_jobs.contracts.policies import PolicyAnswer, PolicyChange, PolicyRequest, TemplateRequest
 from onceonly_jobs.contracts.problem import problems
 from onceonly_jobs.domain.governance import usd
 from onceonly_jobs.services import governance
-from onceonly_jobs.store.agents import LogEntry, Policy, Switch
+from onceonly_jobs.store.agents import Change, LogEntry, Policy, Switch
 
 router = APIRouter(route_class=ContractRoute, tags=["governance"])
 
@@ -30,25 +30,30 @@ def _policy(policy: Policy) -> dict[str, Any]:
     "/policies/{agent_id}",
     response_model=PolicyAnswer,
     summary="Set limits and permissions",
-    responses=problems(413),
+    responses=problems(400, 413),
 )
 async def set_policy(agent_id: AgentId, body: PolicyRequest, state: Held, caller: Asking) -> JSONResponse:
     """Absent fields keep their value, null clears one. Takes effect with the agent's next call; what it has used
     in the current hour and day still counts. Unknown fields are refused."""
-    return JSONResponse(_policy(await state.db.arun(governance.set_policy, caller, agent_id, body)))
+    strict = state.settings.strict_tools
+    policy = await state.db.arun(governance.set_policy, caller, agent_id, body, strict_tools=strict)
+    return JSONResponse(_policy(policy))
 
 
 @router.post(
     "/policies/{agent_id}/from-template",
     response_model=PolicyAnswer,
     summary="Use a policy template",
-    responses=problems(413),
+    responses=problems(400, 413),
 )
 async def from_template(
     agent_id: AgentId, body: TemplateRequest, state: Held, caller: Asking
 ) -> JSONResponse:
     """Replaces the whole policy: the template's fields, overlaid with those of `overrides`."""
-    policy = await state.db.arun(governance.set_policy_from_template, caller, agent_id, body)
+    strict = state.settings.strict_tools
+    policy = await state.db.arun(
+        governance.set_policy_from_template, caller, agent_id, body, strict_tools=strict
+    )
     return JSONResponse(_policy(policy))
 
 
@@ -64,6 +69,32 @@ async def list_policies(state: Held, caller: Asking) -> JSONResponse:
 async def get_policy(agent_id: AgentId, state: Held, caller: Asking) -> JSONResponse:
     """The fields that are set, and only those."""
     return JSONResponse(_policy(await state.db.arun(governance.get_policy, caller, agent_id)))
+
+
+@router.get(
+    "/policies/{agent_id}/history", response_model=list[PolicyChange], summary="Who changed it, and when"
+)
+async def history(
+    agent_id: AgentId,
+    state: Held,
+    caller: Asking,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+    offset: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
+) -> JSONResponse:
+    """Every version of the policy and every use of the kill switch, newest first. Sealed with the audit trail."""
+    changes = await state.db.arun(governance.history, caller, agent_id, limit, offset)
+    return JSONResponse([_change(change) for change in changes])
+
+
+def _change(change: Change) -> dict[str, Any]:
+    return {
+        "ts": unix_s(change.at),
+        "actor": change.actor,
+        "change": change.change,
+        "reason": change.reason,
+        "version": change.version,
+        "policy": change.policy,
+    }
 
 
 @router.post("/agents/{agent_id}/disable", response_model=SwitchAnswer, summary="Throw the kill switch")

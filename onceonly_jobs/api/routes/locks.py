@@ -13,7 +13,7 @@ from onceonly_jobs.contracts.problem import problems
 from onceonly_jobs.domain.plans import LIMITS
 from onceonly_jobs.errors import DuplicateBlocked
 from onceonly_jobs.services import locks
-from onceonly_jobs.services.quota import QuotaUsedUp
+from onceonly_jobs.services.quota import Refused
 
 router = APIRouter(route_class=ContractRoute, tags=["idempotency"])
 
@@ -29,7 +29,7 @@ async def check_lock(body: CheckLockRequest, request: Request, state: Held, call
     one is a `duplicate`. The lock ends `ttl` seconds after the first call."""
     check = locks.check_capped if LIMITS[caller.plan].hard_stop else locks.check
     answer = await state.db.arun(check, caller, body, request.state.request_id)
-    if isinstance(answer, QuotaUsedUp):
+    if isinstance(answer, Refused):
         raise answer.refusal
     if answer.status == "duplicate" and state.settings.duplicate_status_code == 409:
         raise DuplicateBlocked(utc_iso(answer.first_seen_at) or "")

@@ -84,6 +84,7 @@ def _shown(tool: Tool) -> dict[str, Any]:
         "description": tool.description,
         "effect": tool.effect.value,
         "confirm_url": tool.confirm_url,
+        "dedup_ttl_s": tool.dedup_ttl_s,
         "has_secret": True,
         "secret_id": tool.secret.id,
         "secret_mask": tool.secret.mask,

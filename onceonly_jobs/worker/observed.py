@@ -1,0 +1,53 @@
+"""One attempt at a run as operators see it: counted, timed, traced, and named in the log lines of its thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from structlog.contextvars import bound_contextvars
+
+from onceonly_jobs import metrics, tracing
+from onceonly_jobs.domain.runs import Claim
+
+BAD = frozenset(("failed", "lost", "handed_back"))
+
+
+@contextmanager
+def observed(claim: Claim) -> Iterator[Callable[[str], None]]:
+    """For the length of the attempt; it is given a function to tell how that ended.
+
+    Left by an exception, it was handed back: this process is told to end.
+    """
+    started, fate = time.monotonic(), "handed_back"
+
+    def ended(as_: str) -> None:
+        nonlocal fate
+        fate = as_
+
+    if claim.due_at is not None:
+        waited_s = max(0.0, (claim.claimed_at - claim.due_at).total_seconds())
+        metrics.observe(metrics.START_DELAY, claim.job, seconds=waited_s)
+    attributes = {
+        "messaging.operation.type": "process",
+        "onceonly.job": claim.job,
+        "onceonly.tenant": claim.tenant_id,
+        "onceonly.key": claim.key,
+        "onceonly.run_id": claim.run_id,
+        "onceonly.attempt": claim.attempt,
+    }
+    names = {"tenant": claim.tenant_id, "key": claim.key, "run_id": claim.run_id, "run": claim.id}
+    with (
+        bound_contextvars(**names, job=claim.job, attempt=claim.attempt),
+        tracing.span(f"run {claim.job}", "consumer", parent=claim.traceparent, attributes=attributes) as span,
+    ):
+        try:
+            yield ended
+        finally:
+            metrics.count(metrics.ATTEMPTS, claim.job, fate)
+            metrics.observe(metrics.ATTEMPT_SECONDS, claim.job, seconds=time.monotonic() - started)
+            if span is not None:
+                span.set_attribute("onceonly.outcome", fate)
+            if fate in BAD:
+                tracing.failed(span, fate)
