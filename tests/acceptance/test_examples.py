@@ -11,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
-import httpx
 import pytest
 from support.sdk_tenants import NewTenant, Tenant, make_tenant
 from typer.testing import CliRunner
