@@ -90,7 +90,7 @@ class _Delivery:
         self._client, self._function, self._task = client, function, task
 
     def run(self, key: str, call: Callable[[], Any], ttl: int, on_error: str, in_flight: str) -> Any:
-        driver, ctx = self._client.driver, self._client.context
+        driver, ctx = self._client.driver, self._client.driver.context
         try:
             lease = driver.run(acquire(ctx, key, ttl, {"task": self._name()}))
         except OnceOnlyError as error:
@@ -107,7 +107,7 @@ class _Delivery:
         return self._work(lease, call, on_error)
 
     def _work(self, lease: Lease, call: Callable[[], Any], on_error: str) -> Any:
-        driver, ctx = self._client.driver, self._client.context
+        driver, ctx = self._client.driver, self._client.driver.context
         try:
             with Keeper(driver, lease, beat_every(lease.ttl, BEAT_EVERY_S)):
                 returned = call()
@@ -126,7 +126,7 @@ class _Delivery:
         return returned
 
     def _give_back(self, lease: Lease, error: Exception, on_error: str) -> None:
-        driver, ctx = self._client.driver, self._client.context
+        driver, ctx = self._client.driver, self._client.driver.context
         if on_error == "fail" and not self._is_retried(error):
             return driver.run(give_up(ctx, lease, "task_error"))
         try:

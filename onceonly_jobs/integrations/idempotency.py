@@ -143,7 +143,7 @@ class Idempotency:
         metadata = {"method": incoming.method, "path": quote(incoming.path)[:1024]}
         try:
             lease = yield from acquire(
-                self.client.context,
+                self.client.driver.context,
                 self._name(incoming, key),
                 self.ttl,
                 metadata,
@@ -176,7 +176,7 @@ class Idempotency:
         if lease.lost:
             return
         try:
-            yield from runs.cancel(self.client.context, lease.key, lease.lease_id, why)
+            yield from runs.cancel(self.client.driver.context, lease.key, lease.lease_id, why)
         except OnceOnlyError as error:
             logger.warning(
                 "%r was not released, and stays taken for up to %d s: %s", lease.key, lease.ttl, error
@@ -225,7 +225,7 @@ class Idempotency:
         return answer
 
     def _complete(self, lease: Lease, result: Json) -> Flow[Json]:
-        ctx = self.client.context
+        ctx = self.client.driver.context
         until = ctx.clock() + min(lease.ttl, STORE_FOR_S)
         return runs.complete(ctx, lease.key, lease.lease_id, result, None, give_up_at=until, persist=True)
 
