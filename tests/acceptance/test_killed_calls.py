@@ -26,7 +26,7 @@ from onceonly_jobs.domain.canonical import args_hash
 from onceonly_jobs.domain.governance import Code
 from onceonly_jobs.services import audit
 
-KILLS = int(os.environ.get("ONCEONLY_TEST_KILLS", "8"))
+KILLS = int(os.environ.get("ONCEONLY_TEST_KILLS", "6"))
 SEED = int(os.environ.get("ONCEONLY_TEST_SEED") or secrets.randbits(32))
 LEASE_S = float(QUICK["ONCEONLY_WORKER_LEASE_S"])
 IN_PROGRESS = 409

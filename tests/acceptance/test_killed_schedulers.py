@@ -17,7 +17,7 @@ from onceonly_jobs.contracts.schedules import ScheduleRequest
 from onceonly_jobs.domain.plans import Plan
 from onceonly_jobs.services import account, schedules
 
-MINUTES = float(os.environ.get("ONCEONLY_TEST_SCHEDULE_MINUTES", "0.3"))
+MINUTES = float(os.environ.get("ONCEONLY_TEST_SCHEDULE_MINUTES", "0.2"))
 SEED = 20260301
 
 pytestmark = pytest.mark.timeout(MINUTES * 60 + 240)
