@@ -24,7 +24,7 @@ from onceonly_jobs.store.rows import (
     to_claim,
 )
 from onceonly_jobs.store.statement import Statement, count, one_or_none
-from onceonly_jobs.store.stopping import STOPPED, blocked_decision, gate, stopping
+from onceonly_jobs.store.stopping import blocked_decision, gate, stopping
 from onceonly_jobs.store.tools import meant
 from onceonly_jobs.store.webhooks import failures
 
@@ -42,7 +42,7 @@ _EFFECT = f"""CASE WHEN effect IS NOT NULL THEN ({_STRICTEST_FIRST})[least(
 _MAY_BE_SECOND = f"(attempt > 0 AND NOT {repeatable(_EFFECT)})"
 
 _CLAIM = sa.text(f"""
-WITH gate AS ({gate(f"SELECT * FROM runs WHERE id = :id AND {_CLAIMABLE}")}
+WITH gate AS ({gate(f"SELECT * FROM runs WHERE id = :id AND {_CLAIMABLE}", gives_back=True)}
 ), claimed AS (
     UPDATE runs SET
         state = 'in_progress', version = version + 1, fencing_token = fencing_token + 1,
@@ -75,7 +75,9 @@ WITH gate AS ({gate(f"SELECT * FROM runs WHERE id = :id AND {_CLAIMABLE}")}
     WHERE id = :id AND {_CLAIMABLE} AND EXISTS (SELECT FROM gate WHERE code <> 'ok')
     RETURNING *
 ), decided AS ({blocked_decision("refused, gate")}
-), {finished("refused", given_back="attempt = 0")}
+), ended AS (
+    SELECT * FROM refused UNION ALL SELECT * FROM held
+), {finished("refused", given_back="attempt = 0", told="ended")}
 SELECT {CLAIM_COLUMNS} FROM claimed
 """)
 
@@ -153,7 +155,7 @@ WITH gate AS ({gate(f"SELECT * FROM runs WHERE {_CURRENT}")}
 ), before AS (
     SELECT id, state FROM runs WHERE {_CURRENT} AND EXISTS (SELECT FROM gate WHERE code <> 'ok') FOR UPDATE
 ), {stopping("before", "(SELECT code FROM gate)", "'the agent''s permission was withdrawn during the call'")}
-, decided AS ({blocked_decision(f"{STOPPED}, gate")})
+, decided AS ({blocked_decision("stopped, gate")})
 SELECT time_left_s FROM kept
 """)
 
