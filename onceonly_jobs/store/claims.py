@@ -32,10 +32,12 @@ _CLAIMABLE = "owner = 'server' AND state = 'queued' AND job = :job AND due_at <=
 
 _STRICTEST_FIRST = "ARRAY['irreversible', 'reconcilable', 'idempotent', 'read']"
 
-# A tool may have been changed since the decision: of the two effects, the stricter one counts from here on.
+# A tool or function may have been changed since the decision: of its effects, the strictest counts from here on.
+# Of a function that is what the worker says which is about to call it.
 _EFFECT = f"""CASE WHEN effect IS NOT NULL THEN ({_STRICTEST_FIRST})[least(
             array_position({_STRICTEST_FIRST}, effect),
-            array_position({_STRICTEST_FIRST}, ({meant("t.effect", "runs.tenant_id", "runs.agent_id", "runs.tool")}))
+            array_position({_STRICTEST_FIRST}, ({meant("t.effect", "runs.tenant_id", "runs.agent_id", "runs.tool")})),
+            array_position({_STRICTEST_FIRST}, CAST(:effect AS text))
         )] END"""
 
 # An earlier attempt may have made a call that can't be repeated any more.
@@ -89,11 +91,13 @@ def claim(
     lease_s: float,
     time_limit_s: int | None,
     retention_s: int,
+    effect: str | None = None,
 ) -> Statement[Claim | None]:
     """Take a due run of this job. None when it is not due, not queued, or taken: a stale or repeated message.
 
     A run whose agent may not do this any more ends here, as failed and for retention_s seconds. A tool call that
     was begun before, and whose tool has since become one that can't be called twice, is held as unknown.
+    effect: of the function that this worker would call.
     """
     return Statement(
         "claims.claim",
@@ -106,6 +110,7 @@ def claim(
             "lease_s": lease_s,
             "limit_s": time_limit_s,
             "retention_s": retention_s,
+            "effect": effect,
         },
     )
 

@@ -416,8 +416,8 @@ def test_runs_that_a_policy_refuses_together_do_not_wait_for_each_other_in_a_cir
     def refuse(each: Taken) -> object:
         if not extended:
             return governed.claim(each)
+        request = ExtendRequest(key=each.run.key, lease_id=each.run.lease_id)
         with pytest.raises(LeaseConflict):
-            request = ExtendRequest(key=each.run.key, lease_id=each.run.lease_id)
             governed.db.run(leases.extend, governed.caller, request)
         return None
 
