@@ -6,6 +6,7 @@ WORKDIR /app
 COPY pyproject.toml README.md LICENSE ./
 COPY onceonly_jobs ./onceonly_jobs
 COPY migrations ./migrations
+COPY examples ./examples
 RUN pip install --no-cache-dir '.[server]'
 # The deployment's own jobs. Not in the wheel: replace this folder with yours.
 COPY workers ./workers

@@ -54,3 +54,8 @@ class Clock:
             connection.execute(
                 sa.text("UPDATE onceonly_clock SET moved = moved + make_interval(secs => :s)"), {"s": seconds}
             )
+
+    def reset(self) -> None:
+        """Back to the real time."""
+        with self._engine.begin() as connection:
+            connection.exec_driver_sql("UPDATE onceonly_clock SET moved = interval '0'")

@@ -21,6 +21,8 @@ from onceonly_jobs.store.database import Database
 from onceonly_jobs.store.migrations import upgrade
 from onceonly_jobs.testing import Clock
 
+pytest_plugins = ["onceonly_jobs.pytest_plugin"]
+
 TEMPLATE = "onceonly_template"
 SERVING_ROLE = "onceonly_test_app"
 _numbers = itertools.count(1)

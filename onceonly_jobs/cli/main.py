@@ -26,6 +26,7 @@ _MODULES = {
     **dict.fromkeys(("api", "worker", "beat", "relay"), "parts"),
     **dict.fromkeys(("migrate", "keys", "tenants", "doctor"), "admin"),
     "demo": "demo",
+    "examples": "examples",
     "audit": "audit",
     "unknown": "unknown",
     "schedules": "schedules",

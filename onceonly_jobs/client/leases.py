@@ -176,11 +176,12 @@ def acquire(
     ttl: int | None,
     metadata: payloads.MetadataLike | None,
     on_lost: Callable[[Lease], object] | None = None,
+    fingerprint: str | None = None,
 ) -> Flow[Lease]:
-    """Claim a key."""
+    """Claim a key. fingerprint: of the request; the same key with another one raises ApiError (409)."""
     wanted = int(ttl or ctx.settings.ttl or DEFAULT_TTL_S)
     asked_at = ctx.clock()
-    answer = yield from runs.lease(ctx, key, wanted, metadata)
+    answer = yield from runs.lease(ctx, key, wanted, metadata, fingerprint)
     lease = Lease(key, answer, ttl=wanted, asked_at=asked_at, on_lost=on_lost)
     if lease.acquired and not lease.lease_id:
         raise ApiError(

@@ -49,6 +49,16 @@ def test_the_wheel_holds_the_product_and_the_migrations_but_no_deployments_code(
     assert not (unpacked / "tests").exists()
 
 
+def test_the_wheel_has_the_examples_and_the_command_that_runs_them(unpacked: Path, tmp_path: Path) -> None:
+    code = "import sys; sys.argv[1:] = ['examples', 'list']; from onceonly_jobs.cli.main import main; main()"
+    done = python(code, unpacked, tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, *names = done.stdout.splitlines()
+    assert first == f"In {unpacked}/onceonly_jobs/examples:"
+    assert len(names) == len(list((ROOT / "examples").rglob("[a-z]*.py")))
+    assert (unpacked / "onceonly_jobs/examples/ai/_tools.py").is_file()
+
+
 def test_migrations_run_from_the_wheel(unpacked: Path, owner_url: str, tmp_path: Path) -> None:
     code = (
         "import onceonly_jobs, os\n"
@@ -70,7 +80,8 @@ import importlib.abc, pkgutil, sys
 
 class Missing(importlib.abc.MetaPathFinder):
     server = {"langchain_core", "fastapi", "starlette", "sqlalchemy", "psycopg", "celery", "kombu", "redis", "alembic",
-              "pydantic_settings", "structlog", "typer", "rich", "uvicorn", "limits", "psutil", "flower"}
+              "pydantic_settings", "structlog", "typer", "rich", "uvicorn", "limits", "psutil", "flower",
+              "flask", "django", "asgiref"}
     def find_spec(self, name, path, target=None):
         if name.split(".")[0] in self.server:
             raise ModuleNotFoundError(name, name=name)
@@ -86,6 +97,14 @@ try:
     langchain.make_idempotent_tool(None, client=OnceOnly("key"))
 except ImportError as error:
     assert "pip install langchain-core" in str(error)
+import onceonly_jobs.integrations.asgi, onceonly_jobs.integrations.wsgi
+for name in ("celery", "django"):
+    try:
+        __import__(f"onceonly_jobs.integrations.{name}")
+    except ImportError as error:
+        assert f"pip install 'onceonly-jobs[{name}]'" in str(error), error
+    else:
+        raise AssertionError(name)
 print("clean")
 """
 

@@ -180,6 +180,7 @@ def traces(parts: System) -> tuple[int, dict[str, int]]:
 
 ONCE_EACH = {
     "run_queued": 1,
+    "lease_expired": 1,
     "run_retried": 1,
     "run_started": 2,
     "tool_call": 3,

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from onceonly.exceptions import ApiError, OverLimitError
 from support.clients import Sdk
 from support.sdk_tenants import Tenant
 from support.tool_server import ToolServer, ok
@@ -46,7 +45,7 @@ async def register(sdk: Sdk, tool: ToolServer, *names: str) -> None:
 
 async def over_limit(sdk: Sdk, **call: Any) -> str:
     """The text of the refusal that the SDK raises for a call."""
-    with pytest.raises(OverLimitError) as refused:
+    with pytest.raises(sdk.lib.OverLimitError) as refused:
         await sdk.ai.run_tool(**call)
     text: str = refused.value.detail["message"]
     return text
@@ -191,7 +190,7 @@ async def test_the_registry_of_tools(sdk: Sdk, tool: ToolServer) -> None:
 
 async def test_metrics_of_every_period_and_of_nobody(sdk: Sdk, tool: ToolServer) -> None:
     await register(sdk, tool, "search")
-    with pytest.raises(ApiError) as unknown:
+    with pytest.raises(sdk.lib.ApiError) as unknown:
         await sdk.gov.agent_metrics("my-agent")
     assert unknown.value.status_code == 404
     await sdk.ai.run_tool(agent_id="my-agent", tool="search", args={}, spend_usd=0.25)
