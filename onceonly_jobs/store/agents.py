@@ -191,7 +191,7 @@ WITH before AS (
     WHERE tenant_id = :tenant_id AND agent_id = :agent_id AND owner = 'server'
       AND state IN ('queued', 'in_progress')
     ORDER BY id FOR UPDATE
-), {stopping("before", "'agent_disabled'", "'the agent was disabled during the call'", told=None)}
+), {stopping("before", "'agent_disabled'", "'the agent was disabled during the call'", told="held")}
 SELECT before.state, stopped.key FROM before
 JOIN stopped ON stopped.id = before.id
 """)

@@ -23,7 +23,7 @@ def gate(runs: str, *, gives_back: bool = False) -> str:
 def stopping(before: str, code: str, why: str, told: str | None = "stopped") -> str:
     """CTEs that end the runs of `before` (locked, with id and state) as failed; `code` and `why` are SQL.
 
-    told: as in `finished`. What was ended is in `stopped`.
+    told: as in `finished`. The runs that were ended are in `stopped`, those of them that are held in `held`.
 
     A call on its way that can't be repeated may have happened: it is held, not failed, and `why` is its message.
     """

@@ -145,7 +145,7 @@ def test_tool_errors_and_unknown_outcomes_have_names_of_their_own(told: Api, rec
     assert seen == [("tool.outcome_unknown", "pay", "no answer"), ("tool.error", "send_email", "500")]
 
 
-@pytest.mark.parametrize("by", ["heartbeat", "extension", "claim"])
+@pytest.mark.parametrize("by", ["heartbeat", "extension", "claim", "switch"])
 def test_a_call_that_somebody_else_puts_on_hold_is_told_of(
     told: Api, receiver: ToolServer, clock: Clock, by: str
 ) -> None:
@@ -154,6 +154,8 @@ def test_a_call_that_somebody_else_puts_on_hold_is_told_of(
         told.db.run(claims.retry, claim, 0, "worker_lost", "stopped")
         told.post("/tools", name="pay", url=receiver.url, auth=AUTH, effect="irreversible")
         assert told.db.run(claims.claim, claim.id, claim.job, 15.0, None) is None
+    elif by == "switch":
+        told.post("/agents/bot/disable")
     else:
         told.post("/policies/bot", blocked_tools=["pay"])
         if by == "heartbeat":
