@@ -47,13 +47,15 @@ def claim(
     lease_id: str | None = None,
     repeated: bool = False,
     retention_s: int = RETENTION_S,
+    effect: str | None = None,
 ) -> Operation[Claim | None]:
     """Claim a run under a new lease id and the next fencing token; None when there is nothing to do.
 
     repeated: an earlier call with this lease id got no answer, and may have claimed the run.
+    effect: of the function that this worker would call.
     """
     lease_id = lease_id or new_lease_id()
-    claim = yield from store.claim(run, job, lease_id, lease_s, time_limit_s, retention_s)
+    claim = yield from store.claim(run, job, lease_id, lease_s, time_limit_s, retention_s, effect)
     if claim is None and repeated:
         claim = yield from store.claimed(run, lease_id)
     return claim

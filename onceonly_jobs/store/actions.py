@@ -236,11 +236,20 @@ class Standing:
     """Who carries it out."""
 
 
+# Somebody's own lease under the call's key: no decision was made on it, so no audit trail tells of its end.
+_GONE = Standing(
+    state=RunState.FAILED,
+    result=None,
+    error_code="lease_ended",
+    error_message="a lease had the call's key, and how it ended isn't known any more",
+    job="",
+)
+
 # A call that is over may have given its key to another one: then what the audit trail knows of it is all there is.
 _STANDING = sa.text("""
 WITH here AS (
     SELECT state, result, error_code, error_message, job FROM runs
-    WHERE id = :call_id AND decision_id = :call_decision_id
+    WHERE id = :call_id AND decision_id IS NOT DISTINCT FROM CAST(:call_decision_id AS bigint)
 )
 SELECT * FROM here
 UNION ALL
@@ -253,8 +262,8 @@ def standing(action: Acted) -> Statement[Standing]:
     """How the call of an action stands, whoever asked for it first."""
 
     def read(result: sa.CursorResult[Any]) -> Standing:
-        row = result.mappings().one()
-        return Standing(**{**row, "state": RunState(row["state"])})
+        row = result.mappings().one_or_none()
+        return _GONE if row is None else Standing(**{**row, "state": RunState(row["state"])})
 
     params = {"call_id": action.call_id, "call_decision_id": action.call_decision_id}
     return Statement("actions.standing", _STANDING, read, params)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from onceonly_jobs.store.governance import DAY, HOUR
 from onceonly_jobs.store.statement import Statement, many, nothing, one_or_none
-from onceonly_jobs.store.stopping import STOPPED, stopping
+from onceonly_jobs.store.stopping import stopping
 
 _LOCK = sa.text("""
 INSERT INTO agents AS a (tenant_id, agent_id) VALUES (:tenant_id, :agent_id)
@@ -191,9 +191,9 @@ WITH before AS (
     WHERE tenant_id = :tenant_id AND agent_id = :agent_id AND owner = 'server'
       AND state IN ('queued', 'in_progress')
     ORDER BY id FOR UPDATE
-), {stopping("before", "'agent_disabled'", "'the agent was disabled during the call'", told=None)}
+), {stopping("before", "'agent_disabled'", "'the agent was disabled during the call'", told="held")}
 SELECT before.state, stopped.key FROM before
-JOIN {STOPPED} ON stopped.id = before.id
+JOIN stopped ON stopped.id = before.id
 """)
 
 

@@ -24,7 +24,7 @@ from onceonly_jobs.store.rows import (
     to_claim,
 )
 from onceonly_jobs.store.statement import Statement, count, one_or_none
-from onceonly_jobs.store.stopping import STOPPED, blocked_decision, gate, stopping
+from onceonly_jobs.store.stopping import blocked_decision, gate, stopping
 from onceonly_jobs.store.tools import meant
 from onceonly_jobs.store.webhooks import failures
 
@@ -32,17 +32,19 @@ _CLAIMABLE = "owner = 'server' AND state = 'queued' AND job = :job AND due_at <=
 
 _STRICTEST_FIRST = "ARRAY['irreversible', 'reconcilable', 'idempotent', 'read']"
 
-# A tool may have been changed since the decision: of the two effects, the stricter one counts from here on.
+# A tool or function may have been changed since the decision: of its effects, the strictest counts from here on.
+# Of a function that is what the worker says which is about to call it.
 _EFFECT = f"""CASE WHEN effect IS NOT NULL THEN ({_STRICTEST_FIRST})[least(
             array_position({_STRICTEST_FIRST}, effect),
-            array_position({_STRICTEST_FIRST}, ({meant("t.effect", "runs.tenant_id", "runs.agent_id", "runs.tool")}))
+            array_position({_STRICTEST_FIRST}, ({meant("t.effect", "runs.tenant_id", "runs.agent_id", "runs.tool")})),
+            array_position({_STRICTEST_FIRST}, CAST(:effect AS text))
         )] END"""
 
 # An earlier attempt may have made a call that can't be repeated any more.
 _MAY_BE_SECOND = f"(attempt > 0 AND NOT {repeatable(_EFFECT)})"
 
 _CLAIM = sa.text(f"""
-WITH gate AS ({gate(f"SELECT * FROM runs WHERE id = :id AND {_CLAIMABLE}")}
+WITH gate AS ({gate(f"SELECT * FROM runs WHERE id = :id AND {_CLAIMABLE}", gives_back=True)}
 ), claimed AS (
     UPDATE runs SET
         state = 'in_progress', version = version + 1, fencing_token = fencing_token + 1,
@@ -75,7 +77,9 @@ WITH gate AS ({gate(f"SELECT * FROM runs WHERE id = :id AND {_CLAIMABLE}")}
     WHERE id = :id AND {_CLAIMABLE} AND EXISTS (SELECT FROM gate WHERE code <> 'ok')
     RETURNING *
 ), decided AS ({blocked_decision("refused, gate")}
-), {finished("refused", given_back="attempt = 0")}
+), ended AS (
+    SELECT * FROM refused UNION ALL SELECT * FROM held
+), {finished("refused", given_back="attempt = 0", told="ended")}
 SELECT {CLAIM_COLUMNS} FROM claimed
 """)
 
@@ -87,11 +91,13 @@ def claim(
     lease_s: float,
     time_limit_s: int | None,
     retention_s: int,
+    effect: str | None = None,
 ) -> Statement[Claim | None]:
     """Take a due run of this job. None when it is not due, not queued, or taken: a stale or repeated message.
 
     A run whose agent may not do this any more ends here, as failed and for retention_s seconds. A tool call that
     was begun before, and whose tool has since become one that can't be called twice, is held as unknown.
+    effect: of the function that this worker would call.
     """
     return Statement(
         "claims.claim",
@@ -104,6 +110,7 @@ def claim(
             "lease_s": lease_s,
             "limit_s": time_limit_s,
             "retention_s": retention_s,
+            "effect": effect,
         },
     )
 
@@ -153,7 +160,7 @@ WITH gate AS ({gate(f"SELECT * FROM runs WHERE {_CURRENT}")}
 ), before AS (
     SELECT id, state FROM runs WHERE {_CURRENT} AND EXISTS (SELECT FROM gate WHERE code <> 'ok') FOR UPDATE
 ), {stopping("before", "(SELECT code FROM gate)", "'the agent''s permission was withdrawn during the call'")}
-, decided AS ({blocked_decision(f"{STOPPED}, gate")})
+, decided AS ({blocked_decision("stopped, gate")})
 SELECT time_left_s FROM kept
 """)
 

@@ -13,7 +13,7 @@ from onceonly_jobs.domain.fingerprint import compact_json
 from onceonly_jobs.domain.runs import Run
 from onceonly_jobs.store.rows import FINISH, RUN_COLUMNS, finished, to_run
 from onceonly_jobs.store.statement import Statement, one_or_none
-from onceonly_jobs.store.stopping import STOPPED, blocked_decision, gate, stopping
+from onceonly_jobs.store.stopping import blocked_decision, gate, stopping
 
 _HELD = "tenant_id = :tenant_id AND key = :key AND lease_id = :lease_id"
 
@@ -53,7 +53,7 @@ def extend(tenant_id: str, key: str, lease_id: str, ttl_s: int | None) -> Statem
 
 
 _EXTEND_GOVERNED = sa.text(f"""
-WITH gate AS ({gate(f"SELECT * FROM runs WHERE {_OPEN} AND {_GOVERNED}")}
+WITH gate AS ({gate(f"SELECT * FROM runs WHERE {_OPEN} AND {_GOVERNED}", gives_back=True)}
 ), extended AS (
     UPDATE runs SET {_LONGER}
     WHERE {_OPEN} AND {_GOVERNED} AND NOT EXISTS (SELECT FROM gate WHERE code <> 'ok')
@@ -62,7 +62,7 @@ WITH gate AS ({gate(f"SELECT * FROM runs WHERE {_OPEN} AND {_GOVERNED}")}
     SELECT id, state FROM runs
     WHERE {_OPEN} AND {_GOVERNED} AND EXISTS (SELECT FROM gate WHERE code <> 'ok') FOR UPDATE
 ), {stopping("before", "(SELECT code FROM gate)", "'the agent''s permission was withdrawn during the call'")}
-, decided AS ({blocked_decision(f"{STOPPED}, gate")})
+, decided AS ({blocked_decision("stopped, gate")})
 SELECT * FROM extended
 """)
 

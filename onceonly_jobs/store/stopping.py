@@ -6,21 +6,24 @@ from onceonly_jobs.store.governance import REASON, permission, risk
 from onceonly_jobs.store.rows import CONFIRM_LATER, FINISH, NEVER_SENT, REPEATABLE, finished, held_unknown
 
 
-def gate(runs: str) -> str:
+def gate(runs: str, *, gives_back: bool = False) -> str:
     """A CTE body: what the agent of a governed run may do now, as `code`. `runs` is SQL for that run's row.
+
+    gives_back: the statement writes to the agent's row where it refuses. Two that shared the lock would each wait for
+    the other then.
 
     Read under a lock that the switch and policy changes wait for: what is allowed here commits before they answer.
     """
     return f"""
     SELECT a.policy_version, CASE {permission("r.tool")} ELSE 'ok' END AS code
     FROM ({runs}) r JOIN agents a ON a.tenant_id = r.tenant_id AND a.agent_id = r.agent_id
-    FOR SHARE OF a"""
+    FOR {"NO KEY UPDATE" if gives_back else "SHARE"} OF a"""
 
 
-def stopping(before: str, code: str, why: str, told: str | None = "") -> str:
+def stopping(before: str, code: str, why: str, told: str | None = "stopped") -> str:
     """CTEs that end the runs of `before` (locked, with id and state) as failed; `code` and `why` are SQL.
 
-    told: as in `finished`.
+    told: as in `finished`. The runs that were ended are in `stopped`, those of them that are held in `held`.
 
     A call on its way that can't be repeated may have happened: it is held, not failed, and `why` is its message.
     """
@@ -35,11 +38,9 @@ done AS (
         error_code = 'outcome_unknown', error_message = {why}, {CONFIRM_LATER}
     FROM {before} WHERE r.id = {before}.id AND {before}.state = 'in_progress' AND NOT {REPEATABLE}
     RETURNING r.*
+), stopped AS (
+    SELECT * FROM done UNION ALL SELECT * FROM held
 ), {finished("done", given_back="attempt = 0", also=(held_unknown("held"),), told=told)}"""
-
-
-STOPPED = "(SELECT * FROM done UNION ALL SELECT * FROM held) stopped"
-"""SQL for the runs that `stopping` has ended."""
 
 
 def blocked_decision(source: str) -> str:

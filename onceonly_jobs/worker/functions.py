@@ -57,7 +57,7 @@ class ToolFunction:
             @functools.wraps(function)
             async def awaited(ctx: JobContext) -> Any:
                 context, arguments = self._given(ctx)
-                with self._ending():
+                with self._ending(ctx):
                     return await function(*context, **arguments)
 
             return awaited
@@ -65,7 +65,7 @@ class ToolFunction:
         @functools.wraps(function)
         def called(ctx: JobContext) -> Any:
             context, arguments = self._given(ctx)
-            with self._ending():
+            with self._ending(ctx):
                 return function(*context, **arguments)
 
         return called
@@ -82,7 +82,7 @@ class ToolFunction:
         return ((self._told(ctx),) if self._takes.with_context else ()), arguments
 
     @contextmanager
-    def _ending(self) -> Iterator[None]:
+    def _ending(self, ctx: JobContext) -> Iterator[None]:
         """Says how it ended: by the function's own word, or as its effect has it."""
         try:
             yield
@@ -91,17 +91,17 @@ class ToolFunction:
         except Fail as end:
             raise _as_told(end) from end
         except Exception as error:
-            raise self._went_wrong(error) from error
+            raise self._went_wrong(ctx, error) from error
 
     def _told(self, ctx: JobContext) -> ToolContext:
         run_id = ctx.metadata.get("run_id")
         key = idempotency_key(ctx.tenant, ctx.key, ctx.first_seen_at)
         return ToolContext(ctx.metadata["agent_id"], self._name, run_id, key, ctx)
 
-    def _went_wrong(self, error: Exception) -> Exception:
-        """How far it came before nobody knows: what can't be repeated is held."""
+    def _went_wrong(self, ctx: JobContext, error: Exception) -> Exception:
+        """How far it came before nobody knows: what can't be repeated is held, by the effect of the claim."""
         message = described(error)
-        if self._effect.repeatable:
+        if Effect(ctx.effect or self._effect).repeatable:
             return Fail("tool_error", message, result=error_of(None, message), repeatable=True)
         return OutcomeUnknown(message, error_of(None, message))
 

@@ -169,6 +169,7 @@ def _claim(runtime: Runtime, job: Job, run: int) -> Claim | None:
             lease_id=lease_id,
             repeated=again,
             retention_s=runtime.settings.retention_s,
+            effect=None if job.effect is None else job.effect.value,
         )
 
     return answered(claim, give_up_after_s=lease_s)

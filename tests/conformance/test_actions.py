@@ -13,9 +13,10 @@ from support.tool_server import ToolServer, after, broken_off, ok, status
 
 from onceonly_jobs.config import Settings
 from onceonly_jobs.contracts.agents import SwitchRequest
-from onceonly_jobs.contracts.leases import CancelRequest
+from onceonly_jobs.contracts.leases import CancelRequest, CompleteRequest, LeaseRequest
 from onceonly_jobs.contracts.policies import PolicyRequest
 from onceonly_jobs.contracts.tools import ToolRequest
+from onceonly_jobs.domain.canonical import args_hash
 from onceonly_jobs.domain.fingerprint import compact_json
 from onceonly_jobs.domain.governance import Code
 from onceonly_jobs.domain.plans import LIMITS
@@ -470,6 +471,40 @@ def test_a_call_whose_key_went_to_another_is_told_from_the_audit_trail(acting: A
     assert acting.carry_out().fate is Fate.COMPLETED
     assert acting.run().result["actions"] == [entry("send", "executed", "within_budget", True)]
     assert len(acting.tool.requests) == 1
+
+
+def test_an_action_whose_key_somebody_has_leased_waits_for_the_lease_as_a_direct_call_does(
+    acting: Acting,
+) -> None:
+    acting.submit(SEND)
+    claim, wanted = acting.claim(), acting.wanted(SEND)
+    lease = LeaseRequest(key=calls.call_key(AGENT, wanted.tool, args_hash(wanted.args)))
+    leased = acting.db.run(runs.take, acting.caller, runs.lease_taking(acting.caller, lease))
+    acted = acting.decide(claim)
+    assert acted is not None
+    assert acted.code is Code.IDEMPOTENCY
+    assert not isinstance(acting.db.run(actions.answer, acted), Answer)
+    done = CompleteRequest(key=lease.key, lease_id=leased.run.lease_id, result={"sent": "by hand"})
+    acting.db.run(leases.complete, acting.caller, done, WEEK_S)
+    answer = acting.db.run(actions.answer, acted)
+    assert isinstance(answer, Answer)
+    assert (answer.decision, answer.result) == ("dedup", {"sent": "by hand"})
+
+
+def test_an_action_whose_leased_key_went_to_a_call_is_told_as_failed(acting: Acting) -> None:
+    """Of a lease no audit trail tells how it ended."""
+    acting.submit(SEND)
+    claim, wanted = acting.claim(), acting.wanted(SEND)
+    lease = LeaseRequest(key=calls.call_key(AGENT, wanted.tool, args_hash(wanted.args)))
+    leased = acting.db.run(runs.take, acting.caller, runs.lease_taking(acting.caller, lease))
+    acted = acting.decide(claim)
+    assert acted is not None
+    given_up = CancelRequest(key=lease.key, lease_id=leased.run.lease_id)
+    acting.db.run(leases.cancel, acting.caller, given_up, WEEK_S)
+    assert acting.call(SEND).code is Code.OK
+    answer = acting.db.run(actions.answer, acted)
+    assert isinstance(answer, Answer)
+    assert (answer.ok, answer.code) == (False, Code.TOOL_ERROR)
 
 
 @pytest.mark.parametrize(("retaken", "reason"), [(False, "tool_not_allowed"), (True, "agent_disabled")])

@@ -29,7 +29,7 @@ from onceonly_jobs.domain.states import RunState
 from onceonly_jobs.errors import FeatureNotAvailable, LeaseConflict, UnknownTask
 from onceonly_jobs.services import audit, claims, governance, leases, outbox, runs
 from onceonly_jobs.services.claims import Ending
-from onceonly_jobs.store import agents
+from onceonly_jobs.store import agents, database
 from onceonly_jobs.store import claims as store
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.claims import Beat
@@ -402,6 +402,35 @@ def test_the_requester_cannot_extend_what_the_agent_may_not_do_any_more(
     run = governed.db.run(runs.find, governed.caller.tenant_id, "k")
     assert (run.state, run.error_code) == (RunState.FAILED, "policy_blocked")
     assert governed.counters() == ((1, 500_000, {"work": 1}) if claim else (0, 0, {}))
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_runs_that_a_policy_refuses_together_do_not_wait_for_each_other_in_a_circle(
+    governed: Governed, monkeypatch: pytest.MonkeyPatch, extended: bool
+) -> None:
+    """Each gives back what was reserved, so each writes the agent's row; here both have found their run busy."""
+    taken = [governed.ask(spend_usd=0.5), governed.ask(spend_usd=0.5)]
+    governed.policy(blocked_tools=["work"])
+    monkeypatch.setattr(database, "DEADLOCK_RETRIES", 0)
+
+    def refuse(each: Taken) -> object:
+        if not extended:
+            return governed.claim(each)
+        request = ExtendRequest(key=each.run.key, lease_id=each.run.lease_id)
+        with pytest.raises(LeaseConflict):
+            governed.db.run(leases.extend, governed.caller, request)
+        return None
+
+    waiting = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+    with ThreadPoolExecutor(2) as pool, governed.db.engine.connect() as busy:
+        busy.execute(sa.text("SELECT FROM runs FOR UPDATE"))
+        asked = [pool.submit(refuse, each) for each in taken]
+        with governed.db.engine.connect() as watcher:
+            while watcher.execute(waiting).scalar_one() < len(taken):
+                watcher.rollback()
+        busy.rollback()
+        assert [each.result() for each in asked] == [None, None]
+    assert governed.counters() == (0, 0, {})
 
 
 def test_a_lease_of_the_callers_own_is_not_the_policys_business(governed: Governed) -> None:

@@ -22,7 +22,7 @@ from onceonly_jobs.domain.addresses import Allowed
 from onceonly_jobs.domain.fingerprint import result_hash
 from onceonly_jobs.domain.governance import Code
 from onceonly_jobs.domain.plans import Plan
-from onceonly_jobs.domain.runs import Claim, Run
+from onceonly_jobs.domain.runs import Claim, JobSpec, Run
 from onceonly_jobs.domain.states import RunState
 from onceonly_jobs.errors import NotFound, SettlementConflict
 from onceonly_jobs.services import audit, calls, claims, governance, insights, outbox, runs, tools, unknown
@@ -464,6 +464,29 @@ def test_an_agents_own_tool_counts_more_than_the_global_one(payments: Payments) 
     auth = {"type": "hmac_sha256", "secret": "a-long-shared-secret"}
     payments.db.run(tools.put, payments.caller, ToolRequest.model_validate({**own, "auth": auth}), VAULT)
     assert payments.claim(payments.ask(tool="mail")).effect == "read"
+
+
+def test_a_function_that_became_stricter_is_called_by_its_stricter_rules(
+    payments: Payments, clock: Clock
+) -> None:
+    """What counts is the code that is about to run: other workers may still have, and announce, the older one."""
+    job = f"{calls.FUNCTION}mail"
+    spec = JobSpec(name=job, queue="q", max_attempts=5, time_limit_s=15, effect="idempotent")
+    payments.db.run(claims.announce, [spec])
+
+    def claimed(call: Judged, effect: str) -> Claim | None:
+        assert call.run is not None
+        return payments.db.run(claims.claim, call.run.id, job, LEASE_S, None, effect=effect)
+
+    first, second = payments.ask("a", tool="mail"), payments.ask("b", tool="mail")
+    strict = claimed(first, "irreversible")
+    assert strict is not None
+    assert (strict.effect, strict.repeatable) == ("irreversible", False)
+    assert claimed(second, "read") is not None
+    clock.advance(LEASE_S + 1)
+    payments.db.run(outbox.reap, 10, WEEK_S)
+    assert claimed(second, "irreversible") is None
+    assert [call.effect for call in payments.list()[1]] == ["irreversible", "irreversible"]
 
 
 @pytest.mark.parametrize(("now", "asked_later"), [("irreversible", False), ("reconcilable", True)])

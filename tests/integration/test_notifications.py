@@ -15,6 +15,7 @@ from support.tool_server import ToolServer, refused_url
 
 from onceonly_jobs.domain.plans import LIMITS, Kind, Plan
 from onceonly_jobs.domain.runs import Claim
+from onceonly_jobs.domain.states import RunState
 from onceonly_jobs.services import account, claims, outbox, runs, webhooks
 from onceonly_jobs.services.claims import Failure
 from onceonly_jobs.store.webhooks import PAUSES_S
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from tests.integration.conftest import Api
 
 SECRET = "a-shared-secret"
+AUTH = {"type": "hmac_sha256", "secret": SECRET}
 SERVER = {"secret_key": "0123456789abcdef0123456789abcdef", "tool_allow": "loopback"}
 
 
@@ -69,8 +71,7 @@ def failed(api: Api, key: str = "k", **metadata: Any) -> None:
 
 def tool_run(api: Api, receiver: ToolServer, tool: str = "send_email", effect: str = "idempotent") -> Claim:
     """A governed call of a tool, as a worker has claimed it."""
-    auth = {"type": "hmac_sha256", "secret": SECRET}
-    api.post("/tools", name=tool, url=receiver.url, auth=auth, effect=effect)
+    api.post("/tools", name=tool, url=receiver.url, auth=AUTH, effect=effect)
     answer = api.request(
         "POST", "/ai/run", json={"agent_id": "bot", "tool": tool}, headers={"Prefer": "wait=0"}
     )
@@ -142,6 +143,28 @@ def test_tool_errors_and_unknown_outcomes_have_names_of_their_own(told: Api, rec
     told.db.run(claims.hold_unknown, held, "no answer", None)
     seen = [(item["type"], item["data"]["tool"], item["data"]["message"]) for item in deliveries(told)]
     assert seen == [("tool.outcome_unknown", "pay", "no answer"), ("tool.error", "send_email", "500")]
+
+
+@pytest.mark.parametrize("by", ["heartbeat", "extension", "claim", "switch"])
+def test_a_call_that_somebody_else_puts_on_hold_is_told_of(
+    told: Api, receiver: ToolServer, clock: Clock, by: str
+) -> None:
+    claim = tool_run(told, receiver, "pay", effect="idempotent" if by == "claim" else "irreversible")
+    if by == "claim":
+        told.db.run(claims.retry, claim, 0, "worker_lost", "stopped")
+        told.post("/tools", name="pay", url=receiver.url, auth=AUTH, effect="irreversible")
+        assert told.db.run(claims.claim, claim.id, claim.job, 15.0, None) is None
+    elif by == "switch":
+        told.post("/agents/bot/disable")
+    else:
+        told.post("/policies/bot", blocked_tools=["pay"])
+        if by == "heartbeat":
+            told.db.run(claims.heartbeat, claim, 15.0)
+        else:
+            run = told.db.run(runs.find, told.tenant_id, claim.key)
+            told.post("/ai/extend", key=claim.key, lease_id=run.lease_id)
+    assert told.db.run(runs.find, told.tenant_id, claim.key).state is RunState.UNKNOWN
+    assert [item["type"] for item in deliveries(told)] == ["tool.outcome_unknown"]
 
 
 @pytest.mark.parametrize(
