@@ -89,7 +89,8 @@ def check_run(definition: Definition, name: str, at: datetime) -> None:
         RunRequest.model_validate({"key": tick_key(name, at), "metadata": metadata})
     except ValidationError as error:
         wrong = error.errors()[0]
-        raise BadSchedule("metadata", f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from None
+        why = wrong["msg"].removeprefix("Value error, ")
+        raise BadSchedule("metadata", f"{'.'.join(map(str, wrong['loc']))}: {why}") from None
 
 
 def _check_job(definition: Definition, name: str, at: datetime, settings: Settings) -> Operation[None]:
