@@ -119,6 +119,19 @@ RELAY_TICKS = Counter(
 RELAY_FAILURES = Counter(
     "onceonly_relay_failures", "Steps of the relay that failed", ["step"], registry=REGISTRY
 )
+SCHEDULE_TICKS = Counter(
+    "onceonly_schedule_ticks",
+    "Ticks of schedules: fired, skipped, misfired, refused",
+    ["state"],
+    registry=REGISTRY,
+)
+TICK_DELAY = Histogram(
+    "onceonly_schedule_tick_delay_seconds",
+    "Seconds from a tick's time until it was served",
+    ["state"],
+    buckets=_DELAY_S,
+    registry=REGISTRY,
+)
 QUEUE_MESSAGES = Gauge(
     "onceonly_queue_messages",
     "Messages in the broker's queue, as the relay last saw it",

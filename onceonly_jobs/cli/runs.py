@@ -295,6 +295,9 @@ def told(event: Event) -> str | None:
     words = [event.step, event.tool if event.type.startswith("tool_") else None, event.message]
     if event.type == "progress":
         words.append(json.dumps(data, ensure_ascii=False))
-    elif (due_in_ms := data.get("due_in_ms")) and isinstance(due_in_ms, int):
-        words.append(f"due in {seconds(due_in_ms / 1000)}")
+    else:
+        if event.type == "run_queued" and isinstance(schedule := data.get("schedule"), str):
+            words.append(f"schedule {schedule}")
+        if (due_in_ms := data.get("due_in_ms")) and isinstance(due_in_ms, int):
+            words.append(f"due in {seconds(due_in_ms / 1000)}")
     return " ".join(word for word in words if word) or None

@@ -113,6 +113,9 @@ def _standing(latest: Figures | None) -> list[Metric]:
         "onceonly_relay_lag_seconds", "For how long the first run in line has waited to be published"
     )
     unknown = GaugeMetricFamily("onceonly_unknown_calls", "Calls of unknown outcome, to be settled")
+    overdue = GaugeMetricFamily(
+        "onceonly_schedule_overdue_seconds", "For how long the first tick in line has waited to be served"
+    )
     if latest is not None:
         for queue in latest.waiting:
             due.add_metric([queue.queue], queue.due)
@@ -122,4 +125,5 @@ def _standing(latest: Figures | None) -> list[Metric]:
             running.add_metric([job], count)
         lag.add_metric([], latest.moment.relay_lag_s)
         unknown.add_metric([], latest.moment.unknown)
-    return [due, delayed, oldest, running, lag, unknown]
+        overdue.add_metric([], latest.moment.tick_overdue_s)
+    return [due, delayed, oldest, running, lag, unknown, overdue]

@@ -35,6 +35,8 @@ from onceonly_jobs.store import schedules as store
 from onceonly_jobs.store.schedules import Schedule
 from onceonly_jobs.store.statement import Operation, autocommit, read_only
 
+LONGEST_TTL_S = 2**31 - 1
+"""What is kept of a longer one; the plan has the last word at each tick."""
 BY_CODE = "code"
 """Who changed a schedule, where a worker's declaration did."""
 
@@ -43,7 +45,8 @@ def definition_of(fields: ScheduleFields, base: Definition | None = None) -> Def
     """The given fields over those of `base`, else over the defaults; a null is the default. Raises BadSchedule."""
     given = fields.given()
     if "ttl" in given:
-        given["ttl_s"] = given.pop("ttl")
+        ttl_s = given.pop("ttl")
+        given["ttl_s"] = None if ttl_s is None else min(ttl_s, LONGEST_TTL_S)
     if base is not None and any(given.get(name) is not None for name in TICKED_BY):
         given = dict.fromkeys(TICKED_BY) | given
     given = {name: getattr(Definition(), name) if value is None else value for name, value in given.items()}
@@ -86,7 +89,8 @@ def check_run(definition: Definition, name: str, at: datetime) -> None:
         RunRequest.model_validate({"key": tick_key(name, at), "metadata": metadata})
     except ValidationError as error:
         wrong = error.errors()[0]
-        raise BadSchedule("metadata", f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from None
+        why = wrong["msg"].removeprefix("Value error, ")
+        raise BadSchedule("metadata", f"{'.'.join(map(str, wrong['loc']))}: {why}") from None
 
 
 def _check_job(definition: Definition, name: str, at: datetime, settings: Settings) -> Operation[None]:

@@ -42,6 +42,8 @@ MOST_BACKFILLED = 500
 class Served:
     """What became of a schedule's due ticks."""
 
+    at: datetime
+    """When, by the database's clock."""
     ticks: list[Tick] = field(default_factory=list)
     due: list[Due] = field(default_factory=list)
     """New runs that may be published at once."""
@@ -88,7 +90,7 @@ def serve(name: Name, settings: Settings) -> Operation[Served | None]:
     )
     known = yield from jobs.registered()
     what = due_ticks(schedule.timing, schedule.definition.misfires, schedule.next_tick_at, schedule.read_at)
-    served = Served(ticks=_dropped(schedule, what))
+    served = Served(schedule.read_at, _dropped(schedule, what))
     for tick in what.fire:
         yield from _fire(caller, schedule, tick, known, settings, served)
     if served.ticks:

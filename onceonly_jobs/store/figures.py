@@ -51,6 +51,8 @@ class Moment:
     """how long the run that is first in line has been waiting to be published"""
     unknown: int
     """calls that wait to be settled"""
+    tick_overdue_s: float
+    """how long the first tick in line has been due"""
     horizon: int
     """the oldest transaction that may still be running: all before it have ended"""
 
@@ -59,6 +61,10 @@ _MOMENT = sa.text("""
 SELECT coalesce((SELECT greatest(0, extract(epoch FROM onceonly_now() - min(publish_at)))
                  FROM runs WHERE state = 'queued'), 0)::double precision AS relay_lag_s,
        (SELECT count(*) FROM runs WHERE state = 'unknown') AS unknown,
+       coalesce((SELECT greatest(0, extract(epoch FROM onceonly_now() - s.next_tick_at))
+                 FROM schedules s JOIN tenants t ON t.id = s.tenant_id AND t.disabled_at IS NULL
+                 WHERE s.next_tick_at IS NOT NULL AND s.paused_at IS NULL AND s.deleted_at IS NULL
+                 ORDER BY s.next_tick_at LIMIT 1), 0)::double precision AS tick_overdue_s,
        CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint) AS horizon
 """)
 

@@ -176,7 +176,7 @@ WITH verdict AS MATERIALIZED ({verdict}
             "CASE WHEN owner = 'caller' THEN 'started' ELSE state END",
             source="won",
             message="error_message",
-            more=", 'decision_id', decision_id, 'due_in_ms', "
+            more=", 'decision_id', decision_id, 'schedule', schedule, 'due_in_ms', "
             f"CASE WHEN due_at > onceonly_now() THEN CAST({elapsed_ms('onceonly_now()', 'due_at')} AS bigint) END",
         )
     }), {recording("starting")}, fed AS (

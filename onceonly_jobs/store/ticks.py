@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from onceonly_jobs.domain.schedules import TickState
 from onceonly_jobs.store.rows import FINISH, finished
 from onceonly_jobs.store.statement import Statement, count, many, nothing
+from onceonly_jobs.store.webhooks import refused_ticks
 
 Source = Literal["scheduler", "trigger", "backfill"]
 
@@ -31,18 +32,22 @@ class RecordedTick(Tick):
 
 
 # A tick that has a run keeps it, whoever looks at it again.
-_RECORD = sa.text("""
+_RECORD = sa.text(f"""
+WITH recorded AS (
 INSERT INTO schedule_ticks AS t (tenant_id, name, tick_at, key, state, source, detail, recorded_at)
 SELECT :tenant_id, :name, tick_at, key, state, :source, detail, onceonly_now()
 FROM json_to_recordset(CAST(:ticks AS json)) AS given (tick_at timestamptz, key text, state text, detail text)
 ON CONFLICT (tenant_id, name, tick_at, key) DO UPDATE SET
     state = excluded.state, source = excluded.source, detail = excluded.detail, recorded_at = excluded.recorded_at
 WHERE t.state <> 'fired'
+RETURNING t.*
+), {refused_ticks("recorded")}
+SELECT FROM recorded
 """)
 
 
 def record(tenant_id: str, name: str, source: Source, ticks: list[Tick]) -> Statement[None]:
-    """Write down what became of ticks, each given once."""
+    """Write down what became of ticks, each given once; tell of those that the scheduler was refused."""
     rows = [
         {"tick_at": tick.tick_at.isoformat(), "key": tick.key, "state": tick.state, "detail": tick.detail}
         for tick in ticks

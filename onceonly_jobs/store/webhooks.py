@@ -39,6 +39,27 @@ def failures(source: str) -> str:
     )"""
 
 
+def refused_ticks(source: str) -> str:
+    """A CTE that tells, at most once an hour per schedule, of the rows of schedule_ticks `source` that were refused.
+
+    Not of those that somebody asked for, nor of what the kill switch stops: whoever does that sees it.
+    """
+    return f"""notified AS (
+        INSERT INTO notifications (tenant_id, type, data, once)
+        SELECT DISTINCT ON (s.tenant_id, s.name) s.tenant_id, 'run.failed', json_build_object(
+                   'key', s.key, 'run_id', coalesce(r.run_id, s.key), 'job', coalesce(r.job, c.task), 'tool', NULL,
+                   'agent_id', c.agent_id, 'attempt', 0, 'error_code', coalesce(r.error_code, 'tick_refused'),
+                   'message', left(s.detail, 2000), 'dead_lettered', false, 'decision_id', r.decision_id),
+               concat_ws(':', 'tick', floor(extract(epoch FROM onceonly_now()) / 3600), s.name)
+        FROM {source} s {_TOLD} AND n.run_failure_notifications_enabled
+        JOIN schedules c ON c.tenant_id = s.tenant_id AND c.name = s.name
+        LEFT JOIN runs r ON r.tenant_id = s.tenant_id AND r.key = s.key AND r.error_code = 'policy_blocked'
+        WHERE s.state = 'refused' AND s.source = 'scheduler' AND s.detail IS DISTINCT FROM 'agent_disabled'
+        ORDER BY s.tenant_id, s.name, s.tick_at
+        ON CONFLICT (tenant_id, once) DO NOTHING
+    )"""
+
+
 def limits(source: str, tool: str, condition: str = "true") -> str:
     """A CTE that tells, once per agent, limit and window, of a limit that refused a row of `source`.
 

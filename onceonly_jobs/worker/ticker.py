@@ -7,6 +7,7 @@ import random
 import threading
 import time
 
+from onceonly_jobs import metrics
 from onceonly_jobs.config import Settings
 from onceonly_jobs.dispatch.background import BackgroundPublisher
 from onceonly_jobs.dispatch.brief import brief
@@ -94,6 +95,9 @@ class Ticker:
         for key in served.cancelled:
             self._hints.finished(name.tenant_id, key)
         for tick in served.ticks:
+            metrics.count(metrics.SCHEDULE_TICKS, tick.state.value)
+            late_s = max(0.0, (served.at - tick.tick_at).total_seconds())
+            metrics.observe(metrics.TICK_DELAY, tick.state.value, seconds=late_s)
             level = logging.INFO if tick.state is TickState.FIRED else logging.WARNING
             logger.log(level, "tick %s %s%s", tick.key, tick.state, f": {tick.detail}" if tick.detail else "")
 

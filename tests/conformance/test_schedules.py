@@ -92,6 +92,8 @@ def test_a_tick_is_a_run_under_its_key(
     clock.advance((schedule.next_tick_at - schedule.read_at).total_seconds() + 1)
     served = serve()
     (row,) = rows(db, "SELECT * FROM runs")
+    (event,) = rows(db, "SELECT type, data FROM run_events")
+    assert (event["type"], event["data"]["schedule"]) == ("run_queued", "s")
     tick = f"{schedule.next_tick_at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
     assert (row["key"], row["job"], row["queue"], row["state"]) == (f"cron:s:{tick}", "report", "q", "queued")
     assert row["metadata"] == {
@@ -354,6 +356,64 @@ def test_a_schedule_may_plan_tool_calls(
     serve()
     newest = db.run(ticks.latest, "t", "s", 1, 0)[0]
     assert (newest.state.value, newest.detail) == ("refused", "upgrade required")
+
+
+WEBHOOK = sa.text("""
+INSERT INTO webhooks (tenant_id, url, secret_id, secret_mask, secret_sealed)
+VALUES ('t', 'https://hooks.example.com', 'id', '***', 'sealed')
+""")
+
+
+def test_a_refused_tick_is_told_of_at_most_once_an_hour(
+    db: Database, make: Any, serve: Any, clock: Clock, caller: Caller, settings: Settings
+) -> None:
+    """Nobody waits for its answer, as somebody does for that of a call."""
+    with db.engine.begin() as connection:
+        connection.execute(WEBHOOK)
+    db.run(governance.set_policy, caller, "robot", PolicyRequest(blocked_tools=["report"]))
+    make("s", agent_id="robot", payload={"secret": 1})
+    make("gone")
+    make("off", agent_id="disabled")
+    make("paused", agent_id="robot", paused=True)
+    db.run(governance.disable, caller, "disabled", SwitchRequest(), WEEK_S)
+    with db.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE schedules SET task = 'no_more' WHERE name = 'gone'"))
+    db.run(ticks.trigger, caller, "paused", None, settings)
+    for _ in range(3):
+        clock.advance(1)
+        for name in ("s", "gone", "off"):
+            serve(name)
+    told = rows(db, "SELECT type, data FROM notifications ORDER BY id")
+    assert {row["type"] for row in told} == {"run.failed"}
+    policy, unknown = [row["data"] for row in told]
+    assert set(policy) == set(unknown)
+    assert policy["key"].startswith("cron:s:")
+    assert (policy["job"], policy["agent_id"], policy["error_code"]) == ("report", "robot", "policy_blocked")
+    assert (policy["message"], policy["attempt"]) == ("tool_explicitly_blocked", 0)
+    assert policy["decision_id"] is not None
+    assert (unknown["job"], unknown["error_code"], unknown["decision_id"]) == (
+        "no_more",
+        "tick_refused",
+        None,
+    )
+    assert "no_more" in unknown["message"]
+    clock.advance(3600)
+    serve("s")
+    assert len(rows(db, "SELECT FROM notifications")) == 3
+
+
+def test_refused_ticks_go_by_the_switches(
+    db: Database, make: Any, serve: Any, clock: Clock, caller: Caller
+) -> None:
+    with db.engine.begin() as connection:
+        connection.execute(WEBHOOK)
+        connection.execute(sa.text("UPDATE tenants SET run_failure_notifications_enabled = false"))
+    db.run(governance.set_policy, caller, "robot", PolicyRequest(blocked_tools=["report"]))
+    make(agent_id="robot")
+    clock.advance(1)
+    serve()
+    assert states(db) == ["refused"] * len(states(db))
+    assert rows(db, "SELECT FROM notifications") == []
 
 
 def test_the_kill_switch_stops_ticks(

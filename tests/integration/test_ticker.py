@@ -9,6 +9,7 @@ import pytest
 import redis
 import sqlalchemy as sa
 
+from onceonly_jobs import metrics
 from onceonly_jobs.config import Settings
 from onceonly_jobs.contracts.schedules import ScheduleRequest
 from onceonly_jobs.dispatch.background import BackgroundPublisher
@@ -58,6 +59,21 @@ def test_a_tick_is_published_as_soon_as_it_is_made(
     publisher.close()  # says when it has published
     with redis.Redis.from_url(redis_url) as broker:
         assert broker.llen("onceonly:onceonly") == 1
+
+
+def test_ticks_are_counted_by_what_became_of_them(ticker: Ticker, make: Any, clock: Clock) -> None:
+    def shown(name: str, state: str) -> float:
+        return metrics.REGISTRY.get_sample_value(name, {"state": state}) or 0.0
+
+    count, delay = "onceonly_schedule_ticks_total", "onceonly_schedule_tick_delay_seconds_sum"
+    before = [shown(count, "fired"), shown(count, "misfired"), shown(delay, "misfired")]
+    schedule = make("s", every_s=60, misfire_grace_s=0)
+    clock.advance((schedule.next_tick_at - schedule.read_at).total_seconds() + 90)
+    ticker.tick()
+    after = [shown(count, "fired"), shown(count, "misfired"), shown(delay, "misfired")]
+    fired, misfired, late_s = (now - then for now, then in zip(after, before, strict=True))
+    assert (fired, misfired) == (1, 1)
+    assert 90 <= late_s < 150
 
 
 def test_it_comes_again_when_the_next_tick_is_due(ticker: Ticker, make: Any, clock: Clock) -> None:
