@@ -21,7 +21,7 @@ from support.trace_collector import Span, TraceCollector
 from support.worker_fixtures import new_database
 from support.worker_system import System, system_over
 
-from onceonly_jobs import tracing
+from onceonly_jobs import OnceOnly
 from onceonly_jobs.domain.plans import Plan
 from onceonly_jobs.local.ports import free_port
 from onceonly_jobs.services import account
@@ -147,10 +147,12 @@ def governed_call(site: Site, number: int, **headers: str) -> dict[str, Any]:
 
 
 def test_one_trace_leads_from_the_client_to_the_tool(site: Site) -> None:
-    headers: dict[str, str] = {}
-    with TracerProvider().get_tracer("client").start_as_current_span("client") as client:
-        tracing.inject(headers)
-        governed_call(site, 1, **headers)
+    secret = {"type": "hmac_sha256", "secret": TOOL_SECRET}
+    with OnceOnly(site.api_key, site.url("api"), timeout=30) as sdk:
+        sdk.gov.create_tool({"name": "mail", "url": site.tool.url, "auth": secret})
+        with TracerProvider().get_tracer("client").start_as_current_span("client") as client:
+            answer = sdk.ai.run_tool(agent_id="bot", tool="mail", args={"to": PAYLOAD, "number": 1})
+    assert answer.ok, answer
     context = client.get_span_context()
     trace_id, client_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
     names = ("POST /v1/ai/run", "run onceonly.tool_call", "POST mail")

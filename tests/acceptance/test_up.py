@@ -95,9 +95,18 @@ def test_dev_env_is_private_and_a_shell_can_source_it(system: LocalSystem) -> No
 
 def test_the_summary_says_where_things_are_and_what_to_do(system: LocalSystem) -> None:
     log = system.log()
-    for needed in (system.base_url, system.variables["ONCEONLY_FLOWER_URL"], "dev.env", "/docs", "Ctrl-C"):
+    says = ("dev.env", "/docs", "Ctrl-C", "ONCEONLY_TOOL_ALLOW is `loopback` here")
+    for needed in (system.base_url, system.variables["ONCEONLY_FLOWER_URL"], *says):
         assert needed in log
     assert system.api_key not in log
+
+
+def test_it_makes_a_key_for_secrets_and_keeps_it(system: LocalSystem) -> None:
+    key = system.data_dir / "secret.key"
+    assert system.variables["ONCEONLY_SECRET_KEY"] == key.read_text().strip()
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert len(key.read_text().strip()) >= 32
+    assert key.read_text().strip() not in system.log()
 
 
 def test_the_serving_role_cannot_change_the_tables(system: LocalSystem) -> None:

@@ -278,7 +278,11 @@ def test_a_signal_ends_the_wait(stage: Stage, number: signal.Signals) -> None:
             async with asyncio.timeout(PATIENCE_S):
                 await supervisor.wait()
 
-    asyncio.run(scenario())
+    before = signal.signal(number, signal.SIG_DFL)  # nohup has SIGHUP ignored, which is kept to
+    try:
+        asyncio.run(scenario())
+    finally:
+        signal.signal(number, before)
     assert stage.all_gone()
 
 
