@@ -39,6 +39,16 @@ SECRET_KEY = "0123456789abcdef0123456789abcdef"
 ARGV = [sys.executable, "-m", "onceonly_jobs.cli.main"]
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Children inherit an ignored SIGINT, as a shell gives it to what it runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class Cli:
     """The commands over one database, and a worker's part in what they show."""
 
@@ -57,7 +67,8 @@ class Cli:
         return ran.stdout
 
     def started(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen([*ARGV, *words], env=self.env, stdout=subprocess.PIPE, text=True)
+        with interruptible():
+            return subprocess.Popen([*ARGV, *words], env=self.env, stdout=subprocess.PIPE, text=True)
 
     def queued(self, key: str, **metadata: Any) -> Taken:
         taking = runs.job_taking(self.caller, JOB, key=key, ttl_s=600, metadata=metadata or None)
@@ -79,9 +90,10 @@ def cli(db: Database, caller: Caller, database_url: str) -> Cli:
 @contextmanager
 def terminal(cli: Cli, *words: str) -> Iterator[Terminal]:
     """The command in a terminal of its own."""
-    pid, file = pty.fork()
-    if pid == 0:
-        os.execve(ARGV[0], [*ARGV, *words], cli.env | {"TERM": "xterm-256color"})
+    with interruptible():
+        pid, file = pty.fork()
+        if pid == 0:
+            os.execve(ARGV[0], [*ARGV, *words], cli.env | {"TERM": "xterm-256color"})
     fcntl.ioctl(file, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
     running = Terminal(pid, file)
     try:
