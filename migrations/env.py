@@ -1,4 +1,8 @@
-"""Runs migrations: one at a time over all processes, and never waiting long for a lock that traffic holds."""
+"""Runs migrations: one at a time over all processes, and never waiting long for a lock that traffic holds.
+
+Each step is a transaction of its own: what it locks is free again before the next one starts, and a step that
+failed is where the next try goes on.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,9 @@ import sqlalchemy as sa
 from alembic import context
 
 from onceonly_jobs.config import Settings
+from onceonly_jobs.store import schema_changes
+from onceonly_jobs.store.database import connecting
 from onceonly_jobs.store.tables import metadata
-
-ADVISORY_LOCK = 0x0CE0_171  # any number that nothing else on this database uses
-LOCK_TIMEOUT = "4s"
-STATEMENT_TIMEOUT = "60s"
 
 
 def database_url() -> str:
@@ -21,12 +23,18 @@ def database_url() -> str:
 
 
 def migrate() -> None:
-    engine = sa.create_engine(database_url(), poolclass=sa.NullPool)
-    with engine.begin() as connection:
-        connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": ADVISORY_LOCK})
-        connection.execute(sa.text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
-        connection.execute(sa.text(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'"))
-        context.configure(connection=connection, target_metadata=metadata, compare_server_default=False)
+    url, how = connecting(database_url())
+    engine = sa.create_engine(url, connect_args=how, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        schema_changes.wait_until_alone(connection)
+        schema_changes.set_timeouts(connection)
+        connection.commit()
+        context.configure(
+            connection=connection,
+            target_metadata=metadata,
+            compare_server_default=False,
+            transaction_per_migration=True,
+        )
         with context.begin_transaction():
             context.run_migrations()
 

@@ -1,4 +1,4 @@
-"""Checks an exported audit trail: `python audit_verifier.py export.jsonl [--head N:HASH]`.
+"""Checks an exported audit trail: `python audit_verifier.py export.jsonl [...] [--head N:HASH]`.
 
 Needs Python 3.11 and nothing else: no database, no other file of this project. docs/AUDIT.md has the format.
 """
@@ -86,11 +86,33 @@ class Chain:
         self.number = 0
         self.hash = GENESIS
         self.rows = 0
+        self._begins_after: int | None = None
+        self._again: tuple[int, str] | None = None
+        self.policies: dict[int, str] = {}
+        """Hashes of the policy versions that were listed: these stay when a part of the trail is archived."""
 
     def start(self, number: int, previous: str) -> None:
         """Take the chain up after seal `number`, believing that its hash is `previous`."""
+        if self._begins_after is None:
+            self._begins_after = number
         self.number, self.hash = number, previous
         self._note_head()
+
+    def go_on(self, where: str, number: int, previous: str) -> Iterator[Finding]:
+        """Go on with another part, which says that it comes after seal `number` with the hash `previous`.
+
+        A part may begin before the last one's end: then it has to come by that end.
+        """
+        if self._begins_after is not None:
+            if number > self.number:
+                yield Finding(
+                    where, f"begins after seal {number}, but what came before ends with {self.number}"
+                )
+            elif number == self.number and previous != self.hash:
+                yield Finding(where, f"broken link: it does not begin with the hash of seal {self.number}")
+            elif number < self.number:
+                self._again = (self.number, self.hash)
+        self.start(number, previous)
 
     def seal(self, seal: dict[str, Any], rows: list[Row]) -> Iterator[Finding]:
         """What is wrong with a seal, given the rows found for it, in their order."""
@@ -105,11 +127,21 @@ class Chain:
                 where, "its hash is not that of its contents: the seal or its list of rows was changed"
             )
         self.number, self.hash = seal["number"], seal["hash"]
+        if self._again is not None and self._again[0] == self.number:
+            if self._again[1] != self.hash:
+                yield Finding(where, "two parts have different seals of this number")
+            self._again = None
+        self.policies.update({number: hashed for kind, number, hashed in seal["rows"] if kind == "policy"})
         self._note_head()
 
     def end(self) -> Iterator[Finding]:
         """What only shows at the end: that the chain does not lead to the head it should."""
-        if not self._head_found:
+        if self._again is not None:
+            yield Finding(f"seal {self._again[0]}", "missing, though an earlier part has it")
+        if (self._head_number or 0) < (self._begins_after or 0) and not self._head_found:
+            begins = f"what is checked here begins after seal {self._begins_after}"
+            yield Finding("head", f"not shown: {begins}, so the parts before it are needed")
+        elif not self._head_found:
             named = f"seal {self._head_number}" if self._head_number is not None else "head"
             yield Finding(
                 named,
@@ -210,11 +242,24 @@ def _check_shape(kind: str, contents: dict[str, Any]) -> None:
 
 def verify_export(lines: Iterable[str], chain: Chain) -> Iterator[Finding]:
     """What is wrong with an export, in its order. Holds one seal and its rows at a time."""
+    yield from verify_part(lines, chain)
+    yield from chain.end()
+
+
+def verify_part(lines: Iterable[str], chain: Chain) -> Iterator[Finding]:
+    """What is wrong with an export that others, or the database, go on from."""
     try:
         yield from _verify_lines(lines, chain)
     except BadExport as error:
         yield Finding("export", str(error))
-    yield from chain.end()
+
+
+def verify_parts(paths: Iterable[str], chain: Chain) -> Iterator[Finding]:
+    """What is wrong with exports that continue each other, oldest first; findings name the file."""
+    for path in paths:
+        with Path(path).open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+            for finding in verify_part(lines, chain):
+                yield Finding(f"{path}: {finding.where}", finding.problem)
 
 
 def _verify_lines(lines: Iterable[str], chain: Chain) -> Iterator[Finding]:
@@ -234,7 +279,7 @@ def _verify_lines(lines: Iterable[str], chain: Chain) -> Iterator[Finding]:
             yield from chain.seal(seal, rows)
         seal, rows = (contents if kind == "seal" else None), []
         if kind == "export":
-            chain.start(contents["after_seal"], contents["previous"])
+            yield from chain.go_on("export", contents["after_seal"], contents["previous"])
             if contents["after_seal"] == 0 and contents["previous"] != GENESIS:
                 yield Finding("export", "its start is not the chain's start")
         elif kind == "head":
@@ -260,12 +305,19 @@ def report(findings: Iterable[Finding]) -> int:
     return count
 
 
-def report_export(path: str, head: str | None) -> int:
-    """Check the export in a file and print what was found. Returns the exit status, 0 when all is well."""
+def report_exports(paths: list[str], head: str | None) -> int:
+    """Check the exports in files, oldest first, and print what was found. Returns the exit status, 0: all is well."""
     chain = Chain(head)
-    with Path(path).open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
-        count = report(verify_export(lines, chain))
-    if count:
+
+    def findings() -> Iterator[Finding]:
+        if len(paths) == 1:
+            with Path(paths[0]).open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+                yield from verify_part(lines, chain)
+        else:
+            yield from verify_parts(paths, chain)
+        yield from chain.end()
+
+    if report(findings()):
         return 1
     print(f"ok: {chain.rows} rows, head {chain.number}:{chain.hash}")
     return 0
@@ -273,10 +325,12 @@ def report_export(path: str, head: str | None) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Check an exported audit trail, away from the database.")
-    parser.add_argument("export", help="file written by `onceonly-jobs audit export`")
+    parser.add_argument(
+        "export", nargs="+", help="files written by `onceonly-jobs audit export` or `prune`, oldest first"
+    )
     parser.add_argument("--head", help="hash, or NUMBER:HASH, of a seal that has to be in it")
     given = parser.parse_args()
-    return report_export(given.export, given.head)
+    return report_exports(given.export, given.head)
 
 
 if __name__ == "__main__":

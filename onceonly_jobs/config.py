@@ -84,6 +84,17 @@ class Settings(BaseSettings):
     time_limit_grace_s: PositiveSeconds = Field(
         5, description="How long a handler may go on past its time limit before its process is killed."
     )
+    drain_s: float = Field(
+        10,
+        ge=0,
+        description="After SIGTERM, how long a worker lets its runs go on before it hands them back, in seconds.",
+    )
+    watchdog_s: float = Field(
+        30,
+        ge=0,
+        description="How long an idle worker may get no message, while published runs wait for it, before it ends "
+        "itself to be started again; 0: never.",
+    )
     relay_interval_s: PositiveSeconds = Field(
         0.5, description="How often the relay looks for due runs and expired claims, in seconds."
     )
@@ -92,13 +103,24 @@ class Settings(BaseSettings):
         5, description="How often the relay seals new rows of the audit trail, in seconds."
     )
     broker_backlog: int = Field(
-        1000, ge=1, description="Messages in one queue above which the relay publishes no more to it."
+        200,
+        ge=1,
+        description="Messages in one queue above which it gets no more; what else is due waits in Postgres.",
+    )
+    direct_claims: bool = Field(
+        True,
+        description="Whether a worker that has finished a run takes further ones without a message, several at once.",
     )
     publish_grace_s: PositiveSeconds = Field(
         2, description="After a publication, how long until an unclaimed run is published again; doubles."
     )
     retention_s: int = Field(
         604_800, ge=60, description="How long a finished run answers for its key, in seconds (7 days)."
+    )
+    event_retention_s: int = Field(
+        2_592_000,
+        ge=60,
+        description="How long a silent timeline and the feed are kept, in seconds (30 days); at least RETENTION_S.",
     )
     max_wait_s: float = Field(30, ge=0, le=300, description="Longest long poll (`wait=`), in seconds.")
     max_streams: int = Field(
@@ -112,7 +134,19 @@ class Settings(BaseSettings):
     rate_limit: str | None = Field(
         None, description="Requests per API key, like `100/second` or `1000/minute`. Unset: unlimited."
     )
-    database_pool_size: int = Field(10, ge=1, description="Postgres connections per API process.")
+    database_pool_size: int = Field(
+        10,
+        ge=1,
+        description="Postgres connections per API process, besides eight of its own for locks, runs and calls.",
+    )
+    api_pool_timeout_s: PositiveSeconds = Field(
+        2, description="How long a request waits for one of them before it is answered 503."
+    )
+    api_statement_timeout_s: PositiveSeconds = Field(
+        4,
+        description="How long Postgres may take for one statement of a request before that is answered 503: less "
+        "than callers wait.",
+    )
     llm_base_url: str | None = Field(
         None, description="OpenAI-compatible endpoint of the `chat` job, ending in /v1."
     )

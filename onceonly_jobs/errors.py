@@ -20,6 +20,7 @@ OnceOnlyError
     ├── ScheduleExists     409       another schedule has this name
     ├── LeaseConflict      409       lost, expired or finished lease
     ├── SettlementConflict 409       the call is not unknown, or was settled the other way
+    ├── DeadLetterConflict 409       not a dead letter, or a later failure of its run
     ├── FingerprintMismatch 409      the key was used for another request
     ├── DuplicateBlocked   409       check-lock duplicates, where configured so
     ├── PayloadTooLarge    413
@@ -41,6 +42,10 @@ class OnceOnlyError(Exception):
 
 class ConfigError(OnceOnlyError):
     """A setting or this machine's state makes starting impossible. The message is one readable line."""
+
+
+class SchemaBusy(OnceOnlyError):
+    """A migration waited in vain for a lock. It may be repeated, and goes on where it stopped."""
 
 
 class EnqueueError(OnceOnlyError):
@@ -323,6 +328,31 @@ class SettlementConflict(Refusal):
         )
 
 
+DeadLetterReason = Literal["not_a_dead_letter", "other_failure"]
+
+_DEAD_LETTER_MESSAGES: dict[DeadLetterReason, str] = {
+    "not_a_dead_letter": "the run under this key is not a dead letter",
+    "other_failure": "the run was replayed and has failed again since the failure of this decision_id",
+}
+
+
+class DeadLetterConflict(Refusal):
+    """A run can't be replayed or discarded. Nothing was changed; the detail says how it stands."""
+
+    status = 409
+
+    def __init__(self, reason: DeadLetterReason, key: str, status: str) -> None:
+        super().__init__(
+            {
+                "error": "dead_letter_conflict",
+                "reason": reason,
+                "message": _DEAD_LETTER_MESSAGES[reason],
+                "key": key,
+                "status": status,
+            }
+        )
+
+
 class FingerprintMismatch(Refusal):
     """The key is in use for a request with another fingerprint: never answered with somebody else's result."""
 
@@ -388,6 +418,6 @@ class Unavailable(Refusal):
 
     def __init__(self, what: str, retry_after_s: int = 1) -> None:
         super().__init__(
-            {"error": "unavailable", "message": f"{what} does not answer; nothing was changed"},
+            {"error": "unavailable", "message": f"{what} does not answer; the request can be repeated"},
             {"Retry-After": str(retry_after_s)},
         )

@@ -125,7 +125,7 @@ class Jobs:
         known = self._remembered(job)
         if known is None:
             known = self._database.run(self._look_up)
-        taking = _taking(known, request, self._settings.publish_grace_s)
+        taking = self._with_grace(_taking(known, request, self._settings.publish_grace_s))
         taken = self._database.run(runs.taking_operation(known.caller, taking), known.caller, taking)
         answer = _answer(taken)
         due = _due_now(taking, taken)
@@ -168,13 +168,19 @@ class Jobs:
         known = self._remembered(job)
         if known is None:
             known = await self._database.arun(self._look_up)
-        taking = _taking(known, request, self._settings.publish_grace_s)
+        taking = self._with_grace(_taking(known, request, self._settings.publish_grace_s))
         taken = await self._database.arun(runs.taking_operation(known.caller, taking), known.caller, taking)
         answer = _answer(taken)
         due = _due_now(taking, taken)
         if due is not None and self._direct is not None:
             await asyncio.to_thread(self._direct.offer, due)
         return answer
+
+    def _with_grace(self, taking: Taking) -> Taking:
+        """What is not likely to be published here need not wait for that."""
+        if self._direct is None or self._direct.full(taking.queue or ""):
+            return replace(taking, publish_grace_s=0)
+        return taking
 
     def status(self, key: str) -> Enqueued:
         """How the run under a key stands, with its result when it is completed. Raises NotFound."""

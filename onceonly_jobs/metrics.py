@@ -15,8 +15,10 @@ import re
 import shutil
 import tempfile
 import threading
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TypeVar
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -38,6 +40,7 @@ SHARED = "PROMETHEUS_MULTIPROC_DIR"
 # The time of each series' creation would be a second one for each.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 logger = logging.getLogger(__name__)
+M = TypeVar("M", Counter, Gauge, Histogram)
 
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
@@ -62,6 +65,12 @@ CHECK_LOCKS = Counter(
 MESSAGES = Counter(
     "onceonly_messages",
     "Messages that workers took: claimed, stale, unreachable",
+    ["outcome"],
+    registry=REGISTRY,
+)
+DIRECT_CLAIMS = Counter(
+    "onceonly_direct_claims",
+    "Runs that workers took without a message: claimed, given_back",
     ["outcome"],
     registry=REGISTRY,
 )
@@ -132,6 +141,12 @@ TICK_DELAY = Histogram(
     buckets=_DELAY_S,
     registry=REGISTRY,
 )
+PRUNED_ROWS = Counter(
+    "onceonly_pruned_rows",
+    "Old rows deleted: runs, run_actions, locks, run_events, feed_events, workers",
+    ["kind"],
+    registry=REGISTRY,
+)
 QUEUE_MESSAGES = Gauge(
     "onceonly_queue_messages",
     "Messages in the broker's queue, as the relay last saw it",
@@ -157,11 +172,18 @@ BUILD = Gauge(
 )
 
 
+@lru_cache(maxsize=4096)
+def _labelled(metric: M, labels: tuple[str, ...]) -> M:
+    """The metric with these labels. Looking it up costs more than adding to it."""
+    labelled: M = metric.labels(*labels)
+    return labelled
+
+
 def count(metric: Counter | Gauge, *labels: str, by: float = 1) -> None:
     """Add to a metric. Never raises, as the other two don't: a figure that can't be kept, its directory being gone or
     full, is no reason to fail what was done."""
     try:
-        metric.labels(*labels).inc(by)
+        _labelled(metric, labels).inc(by)
     except Exception as error:
         _not_kept(error)
 
@@ -169,7 +191,7 @@ def count(metric: Counter | Gauge, *labels: str, by: float = 1) -> None:
 def observe(metric: Histogram, *labels: str, seconds: float) -> None:
     """Add an observation. Never raises."""
     try:
-        metric.labels(*labels).observe(seconds)
+        _labelled(metric, labels).observe(seconds)
     except Exception as error:
         _not_kept(error)
 
@@ -177,7 +199,7 @@ def observe(metric: Histogram, *labels: str, seconds: float) -> None:
 def put(metric: Gauge, *labels: str, value: float) -> None:
     """Set a gauge. Never raises."""
     try:
-        metric.labels(*labels).set(value)
+        _labelled(metric, labels).set(value)
     except Exception as error:
         _not_kept(error)
 

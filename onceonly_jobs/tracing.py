@@ -89,6 +89,11 @@ def flush() -> None:
         _provider.force_flush(2000)
 
 
+def started() -> bool:
+    """Whether this process makes spans."""
+    return _provider is not None
+
+
 def span(
     name: str, kind: Kind, *, parent: str | None = None, attributes: dict[str, Any] | None = None
 ) -> AbstractContextManager[Any]:

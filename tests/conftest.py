@@ -24,8 +24,31 @@ from onceonly_jobs.testing import Clock
 pytest_plugins = ["onceonly_jobs.pytest_plugin"]
 
 TEMPLATE = "onceonly_template"
+PATIENT = {"api_pool_timeout_s": 60.0, "api_statement_timeout_s": 60.0}
+"""On a busy machine nobody is refused for its slowness."""
 SERVING_ROLE = "onceonly_test_app"
 _numbers = itertools.count(1)
+LONG = (
+    "unit/test_quality.py",
+    "acceptance/test_up.py",
+    "acceptance/test_torture.py",
+    "upgrade/test_upgrade.py",
+    "acceptance/test_direct_claims.py",
+    "acceptance/test_rolling_restarts.py",
+    "acceptance/test_killed_schedulers.py",
+    "acceptance/test_stuck_workers.py",
+    "acceptance/test_killed_calls.py",
+    "acceptance/test_redelivery.py",
+    "unit/test_client_typing.py",
+    "unit/test_pytest_plugin.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that none is left for one process alone at the end."""
+    root = Path(__file__).parent
+    rank = {root / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path, len(LONG)))
 
 
 @dataclass(frozen=True)
@@ -123,7 +146,7 @@ def redis_url(servers: Servers) -> str:
 
 @pytest.fixture
 def settings(database_url: str, redis_url: str) -> Settings:
-    return Settings.load(database_url=database_url, broker_url=redis_url)
+    return Settings.load(database_url=database_url, broker_url=redis_url, **PATIENT)
 
 
 @pytest.fixture

@@ -10,14 +10,17 @@ from importlib.metadata import version
 from fastapi import Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPBearer
+from starlette.types import Receive, Scope, Send
 
 from onceonly_jobs import metrics, tracing
 from onceonly_jobs.api.edge import CommonHeaders
+from onceonly_jobs.api.express import Express
 from onceonly_jobs.api.observed import Observed
 from onceonly_jobs.api.problems import install
 from onceonly_jobs.api.routes import (
     account,
     ai,
+    dead,
     events,
     governance,
     health,
@@ -46,6 +49,15 @@ EVERYWHERE = (401, 403, 422, 429, 503)
 SHOWN_SCHEME = HTTPBearer(auto_error=False, description="An API key, `once_live_...`")
 
 
+class Application(FastAPI):
+    """The application, with a short way for its usual requests."""
+
+    express: Express
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.express(scope, receive, send, super().__call__)
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The application over these settings. Raises ConfigError where they can't be served with."""
     state = State.of(settings)
@@ -60,7 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
         await state.aclose()
         await run_in_threadpool(tracing.flush)
 
-    app = FastAPI(
+    app = Application(
         title="OnceOnly Jobs",
         version=version("onceonly-jobs"),
         description=DESCRIPTION,
@@ -71,7 +83,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.onceonly = state
     install(app)
-    app.add_middleware(Observed, access_level=logging.INFO if settings.access_log else logging.DEBUG)
+    access_level = logging.INFO if settings.access_log else logging.DEBUG
+    app.add_middleware(Observed, access_level=access_level)
     app.add_middleware(CommonHeaders)
     app.include_router(health.router)
     for router in (
@@ -83,12 +96,22 @@ def create_app(settings: Settings) -> FastAPI:
         governance.router,
         tools.router,
         unknown.router,
+        dead.router,
         schedules.router,
         webhooks.router,
     ):
         app.include_router(
             router, prefix="/v1", dependencies=[Depends(SHOWN_SCHEME)], responses=problems(*EVERYWHERE)
         )
+    app.express = Express(
+        state,
+        app.exception_handlers,
+        {
+            "/v1/check-lock": locks.quick_check,
+            "/v1/ai/run": ai.quick_run,
+        },
+        access_level,
+    )
     return app
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request, Response
@@ -18,12 +17,15 @@ from structlog.contextvars import bind_contextvars
 
 from onceonly_jobs.api.problems import invalid
 from onceonly_jobs.api.state import State
-from onceonly_jobs.domain.plans import PlanTable
 from onceonly_jobs.errors import MissingToken, PayloadTooLarge
-from onceonly_jobs.services import account
 from onceonly_jobs.store.account import Caller
 
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def request_id_of(sent: str) -> str:
+    """The caller's own, if it is one; else a new one."""
+    return sent if REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(12)}"
 
 
 class CommonHeaders:
@@ -37,9 +39,8 @@ class CommonHeaders:
             await self._app(scope, receive, send)
             return
         sent = next((v for k, v in scope["headers"] if k == b"x-request-id"), b"").decode("latin-1")
-        request_id = sent if REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(12)}"
         state = scope.setdefault("state", {})
-        state["request_id"] = request_id
+        state["request_id"] = request_id = request_id_of(sent)
 
         async def tagged(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -105,8 +106,7 @@ class ContractRoute(APIRoute):
 
         async def guarded(request: Request) -> Response:
             state = state_of(request)
-            caller = await state.db.arun(account.authenticate, bearer(request))
-            caller = replace(caller, plan_table=PlanTable(state.settings.plan_table))
+            caller = await state.keyring.read(bearer(request))
             request.state.caller = caller
             bind_contextvars(tenant=caller.tenant_id)
             await state.limiter.check(caller)

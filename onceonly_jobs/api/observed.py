@@ -59,16 +59,22 @@ class Observed:
 
     def _answered(self, scope: Scope, status: int, took_s: float, span: Any, lock: str | None) -> None:
         method, route = _method(scope), route_of(scope)
-        metrics.count(metrics.HTTP_REQUESTS, method, route, str(status))
-        metrics.observe(metrics.HTTP_SECONDS, method, route, seconds=took_s)
-        if lock is not None:
-            metrics.count(metrics.CHECK_LOCKS, lock)
         if span is not None:
             _describe(span, scope, method, route, status)
         level = logging.DEBUG if scope["path"] in UNTRACED else self._access_level
-        if logger.isEnabledFor(level):
-            path = scope["path"][:LONGEST_PATH]
-            logger.log(level, "%s %s: %d in %.1f ms", method, path, status, took_s * 1000)
+        answered(method, route, scope["path"], status, took_s, lock, level)
+
+
+def answered(
+    method: str, route: str, path: str, status: int, took_s: float, lock: str | None, level: int
+) -> None:
+    """Count and log an answer. lock: what check-lock said."""
+    metrics.count(metrics.HTTP_REQUESTS, method, route, str(status))
+    metrics.observe(metrics.HTTP_SECONDS, method, route, seconds=took_s)
+    if lock is not None:
+        metrics.count(metrics.CHECK_LOCKS, lock)
+    if logger.isEnabledFor(level):
+        logger.log(level, "%s %s: %d in %.1f ms", method, path[:LONGEST_PATH], status, took_s * 1000)
 
 
 def _method(scope: Scope) -> str:

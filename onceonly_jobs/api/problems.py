@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from onceonly_jobs.errors import Refusal, Unavailable
-from onceonly_jobs.store.database import unreachable
+from onceonly_jobs.store.database import too_slow, unreachable
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def _shown(value: Any) -> Any:
 
 
 def _database(request: Request, error: Exception) -> Response:
-    if unreachable(error):
+    if unreachable(error) or too_slow(error):
         logger.warning("%s: the database does not answer: %s", request.url.path, error.__cause__ or error)
         return _refused(request, Unavailable("the database"))
     return _unexpected(request, error)

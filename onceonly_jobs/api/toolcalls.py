@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
+from onceonly_jobs.api.express import Ask
 from onceonly_jobs.api.problems import invalid
 from onceonly_jobs.api.state import State
 from onceonly_jobs.api.waiting import wait_until_settled
@@ -32,14 +33,7 @@ async def call_tool(state: State, caller: Caller, body: RunRequest, prefer: str 
     Raises ToolNotFound, BudgetExceeded, PlanLimitReached, and CallInProgress for a tool that outlasts the
     caller's patience.
     """
-    wanted = Wanted(
-        agent_id=body.agent_id or "",
-        tool=body.tool or "",
-        args=body.args or {},
-        spend_usd=body.spend_usd or 0.0,
-        queue=state.settings.default_queue,
-        publish_grace_s=state.settings.publish_grace_s,
-    )
+    wanted = _wanted(state, body)
     judge = calls.judge_capped if LIMITS[caller.plan].hard_stop else calls.judge
     try:
         judged = await state.db.arun(judge, caller, wanted)
@@ -47,6 +41,35 @@ async def call_tool(state: State, caller: Caller, body: RunRequest, prefer: str 
         raise invalid(("body", "args"), str(error)) from None
     if isinstance(judged, Refused):
         raise judged.refusal
+    return await _carried_out(state, caller, wanted, judged, prefer)
+
+
+def quick_call(state: State, caller: Caller, body: RunRequest, prefer: str | None) -> Ask:
+    """`call_tool` for a plan that does not stop: judged together with concurrent calls."""
+    wanted = _wanted(state, body)
+    asked = calls.asked(caller, wanted)
+
+    async def ask() -> JSONResponse | None:
+        judged = await state.calls.ask(asked)
+        return None if judged is None else await _carried_out(state, caller, wanted, judged, prefer)
+
+    return ask
+
+
+def _wanted(state: State, body: RunRequest) -> Wanted:
+    return Wanted(
+        agent_id=body.agent_id or "",
+        tool=body.tool or "",
+        args=body.args or {},
+        spend_usd=body.spend_usd or 0.0,
+        queue=state.settings.default_queue,
+        publish_grace_s=state.settings.publish_grace_s,
+    )
+
+
+async def _carried_out(
+    state: State, caller: Caller, wanted: Wanted, judged: Judged, prefer: str | None
+) -> JSONResponse:
     if judged.code is Code.NOT_FOUND:
         raise ToolNotFound(wanted.tool, wanted.agent_id)
     if judged.limit is not None:

@@ -12,7 +12,6 @@ from onceonly_jobs.config import Settings
 from onceonly_jobs.domain.plans import Plan
 from onceonly_jobs.errors import ConfigError
 from onceonly_jobs.services import account
-from onceonly_jobs.store import migrations
 from onceonly_jobs.store.account import Tenant
 from onceonly_jobs.store.database import Database
 
@@ -38,6 +37,8 @@ def migrate(
     Uses ONCEONLY_MIGRATION_DATABASE_URL, the tables' owner, where it is set; the role of
     ONCEONLY_DATABASE_URL is then granted what serving needs.
     """
+    from onceonly_jobs.store import migrations
+
     settings = Settings.load()
     migrations.upgrade(settings.owner_database_url, settings.require_database_url(), to)
     typer.echo(f"schema is at {migrations.current(settings.owner_database_url) or 'base'}")

@@ -10,9 +10,10 @@ from celery import Celery
 from onceonly_jobs.config import Settings
 from onceonly_jobs.dispatch.celeryconf import producer_conf
 from onceonly_jobs.errors import OnceOnlyError
-from onceonly_jobs.services import health, runs
-from onceonly_jobs.store import migrations
+from onceonly_jobs.services import dead, health, runs, workers
+from onceonly_jobs.store import revisions
 from onceonly_jobs.store.database import Database
+from onceonly_jobs.store.dead import Wanted
 
 OLDEST_POSTGRES = 150_000
 PING_TIMEOUT_S = 2.0
@@ -32,9 +33,11 @@ def all_checks(settings: Settings) -> Iterator[Check]:
     yield _checked("database", lambda: _postgres(db))
     yield _checked("schema", lambda: _schema(db))
     yield _checked("jobs", lambda: _jobs(db))
+    yield _checked("dead letters", lambda: _dead_letters(db))
     yield _checked("broker", lambda: _broker(settings))
     yield _checked("hints", lambda: _hints(settings))
     yield _checked("workers", lambda: _workers(settings))
+    yield _checked("consuming", lambda: consuming(db))
     db.close()
 
 
@@ -53,10 +56,12 @@ def _postgres(db: Database) -> str:
 
 
 def _schema(db: Database) -> str:
-    at, head = db.run(health.schema_revision), migrations.head()
-    if at != head:
+    at, head = db.run(health.schema_revision), revisions.head()
+    if not revisions.serves(at):
         raise OnceOnlyError(f"at {at or 'nothing'}, this version needs {head}: run `onceonly-jobs migrate`")
-    return f"at {at}, as this version needs"
+    return (
+        f"at {at}, as this version needs" if at == head else f"at {at}, a newer version's: upgrade this one"
+    )
 
 
 def _jobs(db: Database) -> str:
@@ -64,6 +69,11 @@ def _jobs(db: Database) -> str:
     if not known:
         raise OnceOnlyError("no worker has registered a job yet: start `onceonly-jobs worker`")
     return ", ".join(known)
+
+
+def _dead_letters(db: Database) -> str:
+    total, _ = db.run(dead.letters, Wanted(tenant_id=None), 0, 0)
+    return f"{total}: see `onceonly-jobs dead list`" if total else "none"
 
 
 def _celery(settings: Settings) -> Celery:
@@ -94,3 +104,16 @@ def _workers(settings: Settings) -> str:
     if not names:
         raise OnceOnlyError("none answers: start `onceonly-jobs worker`")
     return ", ".join(names)
+
+
+def consuming(db: Database) -> str:
+    """A worker may answer and take no runs all the same."""
+    found = db.run(workers.listed)
+    stuck = [worker.name for worker in found if worker.state == workers.WorkerState.STUCK]
+    lost = [worker.name for worker in found if workers.is_lost(worker) and worker.name not in stuck]
+    serving = len(found) - len(stuck) - len(lost)
+    notes = [f"{len(names)} {what} lately" for what, names in (("stuck", stuck), ("lost", lost)) if names]
+    told = ", ".join([f"{serving} at work", *notes])
+    if not serving:
+        raise OnceOnlyError(f"{told}: see `onceonly-jobs workers list`")
+    return told

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from onceonly_jobs.errors import ConfigError
+from onceonly_jobs.cli.loading import loading
+from onceonly_jobs.errors import ConfigError, SchemaBusy
 
 _SERVER_PACKAGES = {
     *("alembic", "celery", "fastapi", "flower", "kombu", "limits", "psutil", "psycopg", "pydantic_settings"),
@@ -29,10 +30,14 @@ _MODULES = {
     "examples": "examples",
     "audit": "audit",
     "unknown": "unknown",
+    "dead": "dead",
     "schedules": "schedules",
     "runs": "runs",
     "webhook": "webhook",
     "policies": "policies",
+    "prune": "prune",
+    "workers": "workers",
+    "torture": "torture",
 }
 """Which file has which command: a part of the system shall not load what only an operator needs."""
 
@@ -53,8 +58,9 @@ def build(words: list[str]) -> typer.Typer:
     )
     app.callback()(options)
     known = dict.fromkeys(_MODULES[word] for word in words[:1] if word in _MODULES)
-    for module in known or dict.fromkeys(_MODULES.values()):
-        import_module(f"onceonly_jobs.cli.{module}").register(app)
+    with loading():
+        for module in known or dict.fromkeys(_MODULES.values()):
+            import_module(f"onceonly_jobs.cli.{module}").register(app)
     return app
 
 
@@ -78,7 +84,7 @@ def main() -> None:
     """Run the command line. What is wrong with settings or machine is one line on stderr, exit status 2."""
     try:
         build(sys.argv[1:])()
-    except ConfigError as error:
+    except (ConfigError, SchemaBusy) as error:
         sys.exit(_report(str(error)))
     except ModuleNotFoundError as missing:
         sys.exit(_explain(missing))

@@ -12,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from onceonly_jobs.cli.loading import loading
+
 OWN_WORKERS = "workers.app"
 """A deployment's own Celery app, where the current directory has one."""
 BUILT_IN = "onceonly_jobs.worker.default"
@@ -41,11 +43,14 @@ def register(app: typer.Typer) -> None:
 
 def api(host: Host = "127.0.0.1", port: Port = 8080, workers: Processes = 1) -> None:
     """Serve the HTTP API."""
-    import uvicorn
+    with loading():
+        import uvicorn
 
-    from onceonly_jobs import metrics, tracing
-    from onceonly_jobs.config import Settings
+        from onceonly_jobs import metrics, tracing
+        from onceonly_jobs.config import Settings
 
+        if workers == 1:
+            import onceonly_jobs.api.app  # noqa: F401 - served by this very process
     settings = Settings.load()
     settings.require_database_url()  # here, once, in one line; not in every process
     if settings.otel:
@@ -86,11 +91,11 @@ def beat(app: App = None) -> None:
 
 def relay() -> None:
     """Publish due runs and take back those of dead workers. Serves no schedules: that is for `beat`."""
-    from onceonly_jobs.config import Settings
-    from onceonly_jobs.telemetry import configure_logging
-    from onceonly_jobs.worker.app import touch_ready_file
-    from onceonly_jobs.worker.beat import make_relay, show_figures
-
+    with loading():
+        from onceonly_jobs.config import Settings
+        from onceonly_jobs.telemetry import configure_logging
+        from onceonly_jobs.worker.beat import make_relay, show_figures
+        from onceonly_jobs.worker.files import READY_FILE, touch
     settings = Settings.load()
     configure_logging(settings.log_level, "relay", settings.log_format, settings.secrets)
     stop = threading.Event()
@@ -99,13 +104,17 @@ def relay() -> None:
     relay = make_relay(settings)
     show_figures(settings)
     stop.wait(relay.tick())
-    touch_ready_file()
+    touch(READY_FILE)
     relay.run_forever(stop)
 
 
 def _celery(app: str | None, command: str, options: list[str]) -> None:
     """Become Celery's own command line, so that its habits and signals hold."""
-    from onceonly_jobs.config import Settings
+    with loading():
+        from celery.bin.celery import main as celery
+
+        import onceonly_jobs.worker.app  # noqa: F401 - what the app named below is made with
+        from onceonly_jobs.config import Settings
 
     settings = Settings.load()
     settings.require_database_url()
@@ -114,8 +123,6 @@ def _celery(app: str | None, command: str, options: list[str]) -> None:
     warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")
     if os.getcwd() not in sys.path:  # noqa: PTH109 (sys.path holds strings)
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
-    from celery.bin.celery import main as celery
-
     sys.argv = ["celery", "--quiet", "--app", app or _app(), command, *options]
     celery()
 

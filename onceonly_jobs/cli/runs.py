@@ -91,7 +91,10 @@ def show(
     if run is not None:
         out.print(_details(run))
         out.print()
-    out.print(_timeline(events))
+        if run.errors:
+            out.print(_errors(run.errors))
+            out.print()
+    out.print(timeline(events))
 
 
 def _details(run: ListedRun) -> Table:
@@ -103,6 +106,8 @@ def _details(run: ListedRun) -> Table:
         "job": run.job,
         "agent": run.agent_id,
         "attempt": attempts(run),
+        "failures": f"{run.failures} of {run.max_attempts}" if run.failures else None,
+        "crashes": f"{run.crashes} of {run.max_crashes}" if run.crashes else None,
         "progress": None if run.progress is None else json.dumps(run.progress, ensure_ascii=False),
         "error": run.error_code,
         "message": run.error_message,
@@ -117,7 +122,28 @@ def _details(run: ListedRun) -> Table:
     return table
 
 
-def _timeline(events: list[Event]) -> Table:
+def _errors(errors: list[dict[str, Any]]) -> Table:
+    """Each start that ended badly, oldest first."""
+    table = Table("attempt", "ended", "after", "as", "worker", "pid", "", box=None, pad_edge=False)
+    for error in errors:
+        ended, started = (datetime.fromisoformat(error[name]) for name in ("at", "started_at"))
+        after = seconds((ended - started).total_seconds())
+        why = error.get("message") or error["code"]
+        facts = [
+            error["attempt"],
+            at(ended),
+            after,
+            error["kind"],
+            error.get("worker"),
+            error.get("pid"),
+            why,
+        ]
+        table.add_row(*map(shown, facts))
+    return table
+
+
+def timeline(events: list[Event]) -> Table:
+    """A row per event, with how long each took."""
     table = Table("time", "after", "event", "status", "took", "", box=None, pad_edge=False)
     for event in events:
         after = seconds((event.at - events[0].at).total_seconds())

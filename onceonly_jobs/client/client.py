@@ -10,6 +10,7 @@ import httpx
 from onceonly_jobs.client import account, locks, runs
 from onceonly_jobs.client.ai import AiClient
 from onceonly_jobs.client.blocks import LeaseBlock, LockBlock
+from onceonly_jobs.client.dead import DeadClient
 from onceonly_jobs.client.governance import GovernanceClient
 from onceonly_jobs.client.leases import Lease
 from onceonly_jobs.client.models import AiRun, CheckLockResult
@@ -79,6 +80,7 @@ class OnceOnly:
         self.ai = AiClient(self.driver)
         self.gov = GovernanceClient(self.driver)
         self.schedules = SchedulesClient(self.driver)
+        self.dead = DeadClient(self.driver)
 
     @property
     def api_key(self) -> str:

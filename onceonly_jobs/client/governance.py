@@ -11,7 +11,7 @@ from onceonly_jobs.client.wire import Json
 if TYPE_CHECKING:
     from onceonly_jobs.client.transport import Driver
 
-Decision = Literal["executed", "blocked", "dedup"]
+Decision = Literal["executed", "blocked", "dedup", "dry_run", "replayed"]
 
 
 class GovernanceClient:

@@ -82,6 +82,9 @@ class ListedRun(BaseModel):
     agent_id: str | None
     attempt: int
     max_attempts: int
+    failures: Annotated[int, Field(description="Starts that ended by an exception or the time limit.")]
+    crashes: Annotated[int, Field(description="Starts that ended with their worker.")]
+    max_crashes: int
     progress: dict[str, Any] | None
     error_code: str | None
     error_message: str | None

@@ -33,6 +33,10 @@ class BackgroundPublisher:
         self._due: queue.Queue[Due | None] = queue.Queue(WAITING)
         self._thread: threading.Thread | None = None
 
+    def full(self, name: str) -> bool:
+        """Whether a queue is known to have enough messages: what is due need not wait for its publication."""
+        return self._direct.full(name)
+
     def submit(self, due: Due) -> None:
         """Publish a committed run that is due now, if that is easily done. Never blocks, never raises."""
         if self._direct.resting:

@@ -10,6 +10,9 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from celery import Celery
+from celery.events import Event
+from celery.utils.time import utcoffset
+from kombu.entity import Queue
 from kombu.messaging import Producer
 
 from onceonly_jobs import metrics
@@ -44,6 +47,7 @@ class Publisher:
         self._app = Celery("onceonly", set_as_current=False)
         self._app.conf.update(self._conf)
         self._producer: Producer | None = None
+        self._queues: dict[str, Queue] = {}
 
     def publish(self, due: Iterable[Due]) -> int:
         """How many runs were published: all of them. Raises BrokerError; then any of them may have been."""
@@ -96,12 +100,19 @@ class Publisher:
             self._reset()
             raise BrokerError(brief(error)) from error
 
+    def _queue(self, producer: Producer, name: str) -> Queue:
+        """The queue, bound to the connection: what isn't bound is copied and bound for every message."""
+        if name not in self._queues:
+            self._queues[name] = queue(name)(producer.channel)
+        return self._queues[name]
+
     def _connected(self) -> Producer:
         if self._producer is None:
             self._producer = self._app.amqp.Producer(self._app.connection_for_write(), auto_declare=False)
         return self._producer
 
     def _reset(self) -> None:
+        self._queues.clear()
         producer, self._producer = self._producer, None
         if producer is not None:
             producer.connection.collect(socket_timeout=0.1)
@@ -110,17 +121,20 @@ class Publisher:
         # Kombu before 5.7 has no batches; with one, Redis gets its commands in few round trips.
         batched = producer.batch() if hasattr(producer, "batch") else nullcontext()  # type: ignore[no-untyped-call]
         with batched:
+            sent = SentEvents(self._app)
             for run in batch:
-                self._send(producer, run)
+                self._send(producer, run, sent)
+            sent.publish_all(producer)
 
-    def _send(self, producer: Producer, run: Due) -> None:
+    def _send(self, producer: Producer, run: Due, sent: SentEvents) -> None:
         message = RunMessage(run=run.id, tenant=run.tenant_id, key=run.key, agent=run.agent_id)
         shown = {"key": run.key, "tenant": run.tenant_id, "agent": run.agent_id}
         # No ETA or countdown, ever: the visibility timeout would deliver such a message again.
         self._app.send_task(
             run.job,
             kwargs=message.kwargs(),
-            queue=queue(run.queue),
+            queue=self._queue(producer, run.queue),
+            event_dispatcher=sent,
             producer=producer,
             ignore_result=True,
             retry=False,
@@ -128,6 +142,41 @@ class Publisher:
             kwargsrepr=repr(shown),
             **self._confirm,
         )
+
+
+class SentEvents:
+    """Takes the place of Celery's dispatcher of `task-sent`: the events of a batch go as one message.
+
+    Monitors take both forms. One by one, they cost a third of publishing.
+    """
+
+    def __init__(self, app: Celery) -> None:
+        self._dispatcher = app.events.Dispatcher(enabled=False)
+        self._events: list[dict[str, Any]] = []
+
+    def publish(self, type: str, fields: dict[str, Any], *_: Any, **__: Any) -> None:
+        """Keep an event for publish_all. Celery calls this."""
+        ours = self._dispatcher
+        clock = ours.clock.forward()
+        event = Event(
+            type, hostname=ours.hostname, utcoffset=utcoffset(), pid=ours.pid, clock=clock, **fields
+        )
+        self._events.append(event)
+
+    def publish_all(self, producer: Producer) -> None:
+        """Tell monitors of all that was sent."""
+        if self._events:
+            ours = self._dispatcher
+            producer.publish(  # type: ignore[no-untyped-call]
+                self._events,
+                exchange=ours.exchange.name,
+                routing_key="task.multi",
+                declare=[ours.exchange],
+                serializer=ours.serializer,
+                headers=ours.headers,
+                delivery_mode=ours.delivery_mode,
+                retry=False,
+            )
 
 
 def _queue_length(producer: Producer, name: str) -> int:

@@ -14,8 +14,10 @@ logger = logging.getLogger(__name__)
 
 REST_S = 1.0
 """How long a broker that failed is left alone."""
-BACKLOG_FOR_S = 1.0
-"""How long an answer about a queue's length is believed."""
+BACKLOG_FOR_S = 0.1
+"""How long an answer about a queue's length is believed, but for what was published since."""
+FULL_FOR_S = 1.0
+"""How much longer a queue is held to be full, while nobody looks."""
 LOG_EVERY_S = 10.0
 
 
@@ -25,7 +27,7 @@ class DirectPublisher:
     def __init__(self, settings: Settings) -> None:
         self._publisher = Publisher(settings)
         self._limit = settings.broker_backlog
-        self._full: dict[str, tuple[bool, float]] = {}
+        self._known: dict[str, tuple[int, float]] = {}
         self._rest_until = 0.0
         self._logged_at = float("-inf")
         self._left = 0
@@ -40,19 +42,30 @@ class DirectPublisher:
         if self.resting:
             return self.leave(len(due), "the broker has just failed")
         try:
-            room = [run for run in due if not self._is_full(run.queue)]
+            room = [run for run in due if self._has_room(run.queue)]
             self._publisher.publish(room)
         except BrokerError as error:
             self._rest_until = time.monotonic() + REST_S
             return self.leave(len(due), str(error))
         return len(room) == len(due)
 
-    def _is_full(self, name: str) -> bool:
-        full, until = self._full.get(name, (False, 0.0))
+    def full(self, name: str) -> bool:
+        """Whether the queue had enough messages when it was last looked at. Asks nobody, so it may be wrong.
+
+        Then a run need not be kept from relays and workers in favour of this: `publish_grace_s=0`. Offered all the
+        same, it is published if there is room by then.
+        """
+        messages, until = self._known.get(name, (0, 0.0))
+        return messages >= self._limit and time.monotonic() < until + FULL_FOR_S
+
+    def _has_room(self, name: str) -> bool:
+        """For one more message, which is counted."""
+        messages, until = self._known.get(name, (0, 0.0))
         if time.monotonic() >= until:
-            full = self._publisher.backlog(name) >= self._limit
-            self._full[name] = (full, time.monotonic() + BACKLOG_FOR_S)
-        return full
+            messages, until = self._publisher.backlog(name), time.monotonic() + BACKLOG_FOR_S
+        has_room = messages < self._limit
+        self._known[name] = (messages + int(has_room), until)
+        return has_room
 
     def leave(self, count: int, why: str) -> bool:
         """Leave runs to the relay, and say so now and then."""

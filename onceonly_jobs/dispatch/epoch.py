@@ -8,6 +8,7 @@ from redis.retry import Retry
 
 from onceonly_jobs.config import Settings
 from onceonly_jobs.dispatch.celeryconf import KEY_PREFIX, is_redis, redis_py_url
+from onceonly_jobs.dispatch.replies import expire_replies
 
 MARKER = f"{KEY_PREFIX}epoch"
 TIMEOUT_S = 3.0
@@ -37,6 +38,11 @@ class Epoch:
         """Set the marker; only after everything due was made publishable again."""
         if self._client is not None:
             self._client.set(MARKER, "1")
+
+    def tidy(self) -> None:
+        """Let answers that nobody takes come to an end. Raises RedisError."""
+        if self._client is not None:
+            expire_replies(self._client)
 
     def close(self) -> None:
         if self._client is not None:

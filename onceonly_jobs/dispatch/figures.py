@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from onceonly_jobs.dispatch.brief import brief
 from onceonly_jobs.services import figures
 from onceonly_jobs.services.figures import Figures
+from onceonly_jobs.services.workers import WorkerState
 from onceonly_jobs.store.database import Database
 
 logger = logging.getLogger(__name__)
@@ -109,10 +110,14 @@ def _standing(latest: Figures | None) -> list[Metric]:
         "onceonly_queue_oldest_due_seconds", "For how long the oldest due run has been due", labels=["queue"]
     )
     running = GaugeMetricFamily("onceonly_runs_in_progress", "Runs that workers hold", labels=["job_name"])
+    workers = GaugeMetricFamily(
+        "onceonly_workers", "Workers that report: serving, draining, stuck", labels=["state"]
+    )
     lag = GaugeMetricFamily(
         "onceonly_relay_lag_seconds", "For how long the first run in line has waited to be published"
     )
     unknown = GaugeMetricFamily("onceonly_unknown_calls", "Calls of unknown outcome, to be settled")
+    dead = GaugeMetricFamily("onceonly_dead_letters_waiting", "Dead letters, to be replayed or discarded")
     overdue = GaugeMetricFamily(
         "onceonly_schedule_overdue_seconds", "For how long the first tick in line has waited to be served"
     )
@@ -123,7 +128,10 @@ def _standing(latest: Figures | None) -> list[Metric]:
             oldest.add_metric([queue.queue], queue.oldest_due_s)
         for job, count in latest.running.items():
             running.add_metric([job], count)
+        for state in WorkerState:  # none at all is what somebody wants to know of
+            workers.add_metric([state.value], latest.workers.get(state.value, 0))
         lag.add_metric([], latest.moment.relay_lag_s)
         unknown.add_metric([], latest.moment.unknown)
+        dead.add_metric([], latest.moment.dead)
         overdue.add_metric([], latest.moment.tick_overdue_s)
-    return [due, delayed, oldest, running, lag, unknown, overdue]
+    return [due, delayed, oldest, running, workers, lag, unknown, dead, overdue]

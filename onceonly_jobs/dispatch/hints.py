@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -57,13 +57,20 @@ class HintSender:
 
     def finished(self, tenant_id: str, key: str) -> None:
         """Wake whoever waits for this key."""
-        if self._url is None:
+        self.all_finished([(tenant_id, key)])
+
+    def all_finished(self, names: Collection[tuple[str, str]]) -> None:
+        """Wake whoever waits for any of these tenants' keys, in one round trip."""
+        if self._url is None or not names:
             return
         try:
-            self._connected(self._url).publish(CHANNEL, encode(tenant_id, key))
-            metrics.count(metrics.HINTS, "sent")
+            with self._connected(self._url).pipeline(transaction=False) as pipeline:
+                for tenant_id, key in names:
+                    pipeline.publish(CHANNEL, encode(tenant_id, key))
+                pipeline.execute()
+            metrics.count(metrics.HINTS, "sent", by=len(names))
         except (redis.RedisError, OSError) as error:
-            metrics.count(metrics.HINTS, "failed")
+            metrics.count(metrics.HINTS, "failed", by=len(names))
             logger.debug("hint not sent: %s", error)
 
     def moved(self, tenant_id: str, run_id: str) -> None:

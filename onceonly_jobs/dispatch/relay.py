@@ -22,6 +22,12 @@ LONGEST_TICK_S = 5.0
 MAX_PAUSE_S = 10.0
 QUEUES_FOR_S = 5.0
 """How long the list of known queues is used before it is read again."""
+FULL_PAUSE_S = 0.1
+"""How soon to look again when a queue was full: it may be empty before long."""
+STRANGERS_S = 1.0
+"""While all known queues are full, how often to look for due runs of others."""
+TIDY_S = 60.0
+"""How often answers that nobody takes are given an end."""
 
 
 class Relay:
@@ -37,8 +43,11 @@ class Relay:
         self._epoch = Epoch(settings)
         self._queues = {settings.default_queue}
         self._queues_until = 0.0
+        self._full: list[str] = []
+        self._strangers_at = 0.0
         self._failures = 0
         self._seal_at = 0.0
+        self._tidy_at = 0.0
 
     def tick(self) -> float:
         """Do what is due now. Returns in how many seconds to come again; never raises."""
@@ -53,6 +62,7 @@ class Relay:
         self._tried("sealing the audit trail", lambda: self._seal(stop_at))
         if answered[-1] is not None:  # a question that the broker does not take would be lost
             self._tried("confirming", self._confirm)
+            self._tried("tidying the broker", self._tidy)
         metrics.count(metrics.RELAY_TICKS, "failed" if None in answered else "ok")
         if None in answered:
             self._failures += 1
@@ -60,7 +70,8 @@ class Relay:
         if self._failures:
             logger.info("database and broker answer again")
         self._failures = 0
-        return 0.0 if any(answered) else self._settings.relay_interval_s
+        pause_s = self._settings.relay_interval_s
+        return 0.0 if any(answered) else min(pause_s, FULL_PAUSE_S) if self._full else pause_s
 
     def run_forever(self, stop: threading.Event) -> None:
         """Tick until `stop` is set."""
@@ -115,13 +126,13 @@ class Relay:
         return False
 
     def _publish(self, stop_at: float) -> bool:
-        batch, grace_s = self._settings.relay_batch, self._settings.publish_grace_s
+        grace_s = self._settings.publish_grace_s
         while True:
-            full = self._full_queues()  # first: if the broker is down, nothing is taken
-            due = self._database.run(outbox.take_due, batch, grace_s, full)
+            batch = self._room()  # first: if the broker is down, nothing is taken
+            due = self._database.run(outbox.take_due, batch, grace_s, self._full) if batch else []
             self._queues.update(run.queue for run in due)
             self._publisher.publish(due)
-            if len(due) < batch:
+            if len(due) < batch or not batch:
                 return False
             if time.monotonic() > stop_at:
                 return True
@@ -133,12 +144,27 @@ class Relay:
             pass
         return False
 
-    def _full_queues(self) -> list[str]:
-        """Queues that hold enough messages already. What is theirs waits in the database."""
+    def _tidy(self) -> bool:
+        """See to it that monitors that were killed leave nothing in the broker for ever."""
+        if time.monotonic() >= self._tidy_at:
+            self._tidy_at = time.monotonic() + TIDY_S
+            self._epoch.tidy()
+        return False
+
+    def _room(self) -> int:
+        """How many runs to publish at once, and which queues hold enough messages already.
+
+        What is theirs waits in the database, where workers find it too.
+        """
+        limit = self._settings.broker_backlog
         if time.monotonic() > self._queues_until:
             self._queues.update(job.queue for job in self._database.run(runs.registered_jobs))
             self._queues_until = time.monotonic() + QUEUES_FOR_S
         backlog = {name: self._publisher.backlog(name) for name in sorted(self._queues)}
         for name, messages in backlog.items():
             metrics.put(metrics.QUEUE_MESSAGES, name, value=messages)
-        return [name for name, messages in backlog.items() if messages >= self._settings.broker_backlog]
+        self._full = [name for name, messages in backlog.items() if messages >= limit]
+        room = sum(max(0, limit - messages) for messages in backlog.values())
+        if room == 0 and time.monotonic() >= self._strangers_at:
+            self._strangers_at, room = time.monotonic() + STRANGERS_S, limit
+        return min(self._settings.relay_batch, room)

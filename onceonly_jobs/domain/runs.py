@@ -14,6 +14,9 @@ FAST_POLL_WINDOW = timedelta(seconds=10)
 FAST_POLL_S = 1
 SLOW_POLL_S = 5
 
+MAX_CRASHES = 3
+"""So many dead workers, and a run is held to be what kills them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
@@ -84,6 +87,11 @@ class Claim:
     """A tool call's effect class; None for a job, which is to be safe to repeat."""
     due_at: datetime | None = None
     """Since when this attempt could have begun."""
+    failures: int = 0
+    """How many starts before this one ended by an exception or the time limit."""
+    crashes: int = 0
+    """How many starts before this one ended with their worker."""
+    max_crashes: int = MAX_CRASHES
     traceparent: str | None = None
     """The trace of the call that asked for the run."""
 
@@ -98,8 +106,9 @@ class Claim:
         return self.effect is not None
 
     @property
-    def attempts_left(self) -> bool:
-        return self.attempt < self.max_attempts
+    def attempts_left(self) -> int:
+        """How many more starts there are if this one fails."""
+        return max(0, self.max_attempts - self.failures - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +120,7 @@ class JobSpec:
     match: str | None = None
     """Key pattern in the style of fnmatch, like `report:daily:*`."""
     max_attempts: int = 3
+    max_crashes: int = MAX_CRASHES
     time_limit_s: int | None = None
     description: str = ""
     effect: str | None = None

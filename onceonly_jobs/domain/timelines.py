@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-OPENING = frozenset({"run_queued", "run_started", "tool_call"})
+OPENING = frozenset({"run_queued", "run_replayed", "run_started", "tool_call"})
 CLOSING = frozenset({"run_finished", "tool_result"})
 FINAL = "run_finished"
 

@@ -79,6 +79,7 @@ def parts(settings: Settings, addresses: Addresses, data_dir: Path, workers: int
     """API, worker, scheduler and, where it has a port, Flower."""
     env = _environment(settings, data_dir)
     concurrency = workers or max(2, min(4, os.cpu_count() or 1))
+    drained_s = settings.drain_s + settings.time_limit_grace_s  # so long a handler may resist
     worker_ready, beat_ready = data_dir / "run" / "worker.ready", data_dir / "run" / "beat.ready"
     children = [
         Child(
@@ -98,8 +99,8 @@ def parts(settings: Settings, addresses: Addresses, data_dir: Path, workers: int
             },
             is_ready=exists(worker_ready),
             ready_file=worker_ready,
-            insist_after_s=15,  # until then it finishes what it runs; then it leaves that to others
-            kill_after_s=20,
+            insist_after_s=drained_s + 3,  # it should have ended long before
+            kill_after_s=drained_s + 8,
         ),
         Child(
             name="beat",

@@ -15,7 +15,7 @@ from onceonly_jobs.config import new_secret
 from onceonly_jobs.errors import ConfigError
 from onceonly_jobs.local.binaries import postgres_bin
 from onceonly_jobs.local.datadir import open_data_dir, recall, remember, write_private
-from onceonly_jobs.local.embedded import EmbeddedServer
+from onceonly_jobs.local.embedded import STOP_TIMEOUT_S, EmbeddedServer
 from onceonly_jobs.local.leftovers import MARK
 from onceonly_jobs.local.ports import LOOPBACK, free_port
 from onceonly_jobs.local.privilege import launcher
@@ -112,6 +112,13 @@ class EmbeddedPostgres(EmbeddedServer):
     def sync(self) -> None:
         """Bring what `initdb` wrote to the disk, which it does not wait for itself. For a new cluster."""
         self._run_initdb(["--sync-only", "-D", str(self._cluster)])
+
+    def stop_immediately(self) -> None:
+        """End it as `pg_ctl stop -m immediate` does: sessions are cut, and the next start recovers from the log."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(STOP_TIMEOUT_S)
+        self._process = None
 
     def _url(self, role: str, database: str) -> str:
         return f"postgresql://{role}:{self._memory[role]}@{LOOPBACK}:{self._memory['port']}/{database}"

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from onceonly_jobs.config import Settings
 from onceonly_jobs.errors import ConfigError
+from onceonly_jobs.store.database import connecting
 
 TIMEOUT_S = 5
 
@@ -21,9 +22,8 @@ def _connect(variable: str, url: str) -> None:
     import psycopg
 
     try:
-        psycopg.connect(
-            url.replace("postgresql+psycopg://", "postgresql://"), connect_timeout=TIMEOUT_S
-        ).close()
+        target = connecting(url)[0].set(drivername="postgresql").render_as_string(hide_password=False)
+        psycopg.connect(target, connect_timeout=TIMEOUT_S).close()
     except psycopg.Error as error:
         raise ConfigError(f"{variable}: cannot connect to {_place(url)}: {_first_line(error)}") from None
 

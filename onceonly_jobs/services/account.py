@@ -24,7 +24,7 @@ def authenticate(api_key: str) -> Operation[Caller]:
     """Who holds this key. Raises InvalidApiKey, ApiKeyDisabled."""
     if not api_key.startswith(KEY_PREFIX):
         raise InvalidApiKey
-    caller = yield from store.caller(_digest(api_key))
+    caller = yield from store.caller(digest(api_key))
     if caller is None:
         raise InvalidApiKey
     if caller.disabled:
@@ -32,7 +32,8 @@ def authenticate(api_key: str) -> Operation[Caller]:
     return caller
 
 
-def _digest(api_key: str) -> bytes:
+def digest(api_key: str) -> bytes:
+    """What is stored of an API key, and what it is found by."""
     return hashlib.sha256(api_key.encode()).digest()
 
 
@@ -49,7 +50,7 @@ def create_key(tenant_id: str, rate_limit: str | None = None) -> Operation[NewKe
     api_key = KEY_PREFIX + secrets.token_urlsafe(24)
     key_id = f"key_{secrets.token_hex(6)}"
     preview = f"{KEY_PREFIX}...{api_key[-4:]}"
-    yield from store.add_key(key_id, tenant_id, _digest(api_key), preview, rate_limit)
+    yield from store.add_key(key_id, tenant_id, digest(api_key), preview, rate_limit)
     return NewKey(key_id, api_key)
 
 

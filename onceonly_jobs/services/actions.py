@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from onceonly_jobs.domain.canonical import args_hash
 from onceonly_jobs.domain.governance import REASONS, Code
 from onceonly_jobs.domain.runs import Claim
 from onceonly_jobs.services import calls
@@ -15,6 +14,7 @@ from onceonly_jobs.store import agents, claims
 from onceonly_jobs.store import calls as call_store
 from onceonly_jobs.store.actions import Acted, Before, Decided
 from onceonly_jobs.store.calls import Call
+from onceonly_jobs.store.rowset import only
 from onceonly_jobs.store.statement import Operation, autocommit
 
 
@@ -31,7 +31,7 @@ def decide(claim: Claim, wanted: Wanted, position: int) -> Operation[Acted | Non
     """
 
     def judge(call: Call) -> Operation[Decided]:
-        judged = yield from until_settled(lambda: call_store.judge(call, metered=False))
+        judged = yield from until_settled(lambda: only(call_store.judge([call], metered=False)))
         return Decided.of(judged)
 
     return (yield from _once(claim, wanted, position, judge))
@@ -53,14 +53,14 @@ def _once(
 ) -> Operation[Acted | None]:
     """The agent's row is locked before the run's, in the order of the kill switch. Whoever takes the run over waits
     for the second lock, and then finds what was decided under the first claim."""
-    yield from agents.lock(claim.tenant_id, wanted.agent_id)
+    yield from agents.lock((claim.tenant_id, wanted.agent_id))
     if not (yield from claims.hold_claim(claim)):
         return None
     known = yield from store.find(claim, position)
     if known is not None:
         return known
     caller = yield from store.asker(claim)
-    call = yield from as_judged(caller, wanted, args_hash(wanted.args), made_in=claim.run_id)
+    call = yield from as_judged(caller, wanted, made_in=claim.run_id)
     yield from store.decide(claim, position, call, (yield from judge(call)))
     return (yield from store.find(claim, position))
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from onceonly_jobs.audit_verifier import GENESIS, Chain, Finding, Row, canonical, row_hash, seal_hash
-from onceonly_jobs.store import audit
+from onceonly_jobs.audit_verifier import (
+    GENESIS,
+    Chain,
+    Finding,
+    Row,
+    canonical,
+    row_hash,
+    seal_hash,
+    verify_parts,
+)
+from onceonly_jobs.services.audit_pruning import checkpoint
+from onceonly_jobs.store import audit, audit_pruning
 from onceonly_jobs.store.audit import AuditEntry, SealState, UnsealedRow
+from onceonly_jobs.store.audit_pruning import Checkpoint
 from onceonly_jobs.store.database import Database
 from onceonly_jobs.store.statement import Operation, autocommit
 
@@ -98,36 +109,93 @@ def outside_the_chain() -> Operation[tuple[list[Finding], int]]:
     return findings, (yield from audit.count_unsealed()) - len(slipped_in)
 
 
+Policies = dict[int, str]
+"""Hashes of versions of policies, as seals list them."""
+
+
+def pruned() -> Operation[tuple[Checkpoint | None, Policies, list[Finding]]]:
+    """Where the chain begins that is still here, which policies of the pruned part stayed, and what is wrong there."""
+    yield from audit.in_utc()
+    begun = yield from audit_pruning.checkpoint()
+    if begun is None:
+        return None, {}, []
+    findings = [
+        Finding(f"seal {seal}, {kind} {number}", f"extra: up to seal {begun.seal} all was pruned")
+        for seal, kind, number in (yield from audit_pruning.left_behind(begun.seal, MOST_LISTED))
+    ]
+    kept = yield from audit_pruning.kept_policies(begun.seal)
+    for number, hashed, row in kept:
+        if row is None:
+            findings.append(Finding(f"policy {number}", "missing"))
+        elif row_hash("policy", row) != hashed:
+            findings.append(Finding(f"policy {number}", "changed since it was sealed"))
+    return begun, {number: hashed for number, hashed, _ in kept}, findings
+
+
+def _unlike(archived: Policies, kept: Policies, later: Policies) -> Iterator[Finding]:
+    """Policies of the pruned part that are not as its archive has them; later: those of the seals that are here."""
+    for number, hashed in sorted(kept.items()):
+        if archived.get(number) != hashed:
+            yield Finding(f"policy {number}", "the archive does not have it so")
+    for number in sorted(archived.keys() - kept.keys() - later.keys()):
+        yield Finding(f"policy {number}", "missing, though the archive has it")
+
+
 class Verification:
     """A check of the whole chain in the database: iterate for findings, then read the counts."""
 
-    def __init__(self, database: Database, head: str | None = None) -> None:
+    def __init__(self, database: Database, head: str | None = None, archive: Sequence[str] = ()) -> None:
         self._database = database
+        self._archive = archive
         self.chain = Chain(head)
+        self.pruned = 0
+        """Up to which seal nothing is in the database any more."""
         self.unsealed = 0
 
     def __iter__(self) -> Iterator[Finding]:
-        for seal, rows in _stream(self._database, 0):
+        yield from verify_parts(self._archive, self.chain)
+        archived, self.chain.policies = self.chain.policies, {}
+        begun, kept, findings = self._database.run(pruned)
+        yield from findings
+        if begun is not None:
+            self.pruned = begun.seal
+            yield from self.chain.go_on("checkpoint", begun.seal, begun.hash)
+        elif self._archive:
+            yield from self.chain.go_on("the database", 0, GENESIS)
+        for seal, rows in _stream(self._database, self.pruned):
             yield from self.chain.seal(seal, rows)
+        if self._archive:
+            yield from _unlike(archived, kept, self.chain.policies)
         yield from self.chain.end()
         findings, self.unsealed = self._database.run(outside_the_chain)
         yield from findings
 
 
-def verify(database: Database, head: str | None = None) -> Verification:
+def verify(database: Database, head: str | None = None, archive: Sequence[str] = ()) -> Verification:
     """The findings of a check of the whole chain, read in batches; none when every sealed row is as it was.
 
     `head`, a hash or NUMBER:HASH kept elsewhere, also shows that the chain was not cut off or made anew.
+    archive: files of what was pruned, oldest first; without them, the checkpoint is believed.
     """
-    return Verification(database, head)
+    return Verification(database, head, archive)
 
 
-def export(database: Database, from_seal: int = 1) -> Iterator[str]:
-    """The chain from a seal on as lines of JSON, all that is needed to verify it included."""
+def export(database: Database, from_seal: int = 1, to_seal: int | None = None) -> Iterator[str]:
+    """The chain from a seal on as lines of JSON, all that is needed to verify it included.
+
+    From seal 1 is from the first that was not pruned. Raises LookupError where there is no such seal.
+    """
+    begun = database.run(checkpoint)
     after = max(from_seal, 1) - 1
-    number, hashed = after, _hash_of(database, after)
+    if begun is not None and after in (0, begun.seal):
+        after, hashed = begun.seal, begun.hash
+    else:
+        hashed = _hash_of(database, after)
+    number = after
     yield _line("export", {"format": 1, "after_seal": after, "previous": hashed})
     for seal, rows in _stream(database, after):
+        if to_seal is not None and seal["number"] > to_seal:
+            break
         number, hashed = seal["number"], seal["hash"]
         yield _line("seal", seal)
         for kind, row in rows:

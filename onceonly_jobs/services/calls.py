@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from onceonly_jobs.domain.effects import Effect
 from onceonly_jobs.domain.fingerprint import canonical_json
 from onceonly_jobs.domain.governance import Code, micro_usd, risk_level
 from onceonly_jobs.domain.plans import LIMITS, Feature, Kind
+from onceonly_jobs.domain.runs import JobSpec
 from onceonly_jobs.domain.states import FINISHED, RunState
 from onceonly_jobs.services.governance import require
 from onceonly_jobs.services.quota import Refused, counted_blocked
@@ -21,7 +23,8 @@ from onceonly_jobs.services.settling import until_settled
 from onceonly_jobs.store import agents, calls, jobs, runs, tools, usage
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.calls import Call, Judged
-from onceonly_jobs.store.statement import Operation
+from onceonly_jobs.store.rowset import only
+from onceonly_jobs.store.statement import Operation, autocommit
 from onceonly_jobs.store.tools import Tool
 
 JOB = "onceonly.tool_call"
@@ -68,17 +71,44 @@ def judge(caller: Caller, wanted: Wanted) -> Operation[Judged]:
     Whoever else asks for this agent waits for the answer.
     """
     require(caller, Feature.TOOLS)
+    yield from agents.lock((caller.tenant_id, wanted.agent_id))
+    call = yield from as_judged(caller, wanted)
+    return (yield from until_settled(lambda: only(calls.judge([call]))))
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A call of a caller who was read a moment ago."""
+
+    caller: Caller
+    wanted: Wanted
+    args_hash: str
+    key: str
+
+
+def asked(caller: Caller, wanted: Wanted) -> Asked:
+    """For `judge_many`, where the plan does not stop hard. Raises FeatureNotAvailable, ValueError."""
+    require(caller, Feature.TOOLS)
     hashed = args_hash(wanted.args)
-    yield from agents.lock(caller.tenant_id, wanted.agent_id)
-    call = yield from as_judged(caller, wanted, hashed)
-    return (yield from until_settled(lambda: calls.judge(call)))
+    return Asked(caller, wanted, hashed, call_key(wanted.agent_id, wanted.tool, hashed))
+
+
+@autocommit
+def judge_many(questions: Sequence[Asked]) -> Operation[list[Judged | None]]:
+    """The decision on each; None: to be asked for by itself, as `store.calls.judge` says. No two may have one key."""
+    callees = yield from _callees([(each.caller.tenant_id, each.wanted) for each in questions])
+    wanted = [
+        _call(each.caller, each.wanted, each.args_hash, callee, each.key, vouched=True)
+        for each, callee in zip(questions, callees, strict=True)
+    ]
+    return (yield from calls.judge(wanted))
 
 
 def judge_capped(caller: Caller, wanted: Wanted) -> Operation[Judged | Refused]:
     """`judge` for a plan that stops hard: a used-up quota refuses what would be a new call."""
     require(caller, Feature.TOOLS)
     key = call_key(wanted.agent_id, wanted.tool, args_hash(wanted.args))
-    yield from agents.lock(caller.tenant_id, wanted.agent_id)
+    yield from agents.lock((caller.tenant_id, wanted.agent_id))
     used = yield from usage.lock_cap(caller.tenant_id, Kind.AI)
     if used >= LIMITS[caller.plan].ai_per_month and (
         yield from runs.would_acquire(caller.tenant_id, key, None)
@@ -90,13 +120,14 @@ def judge_capped(caller: Caller, wanted: Wanted) -> Operation[Judged | Refused]:
     return judged
 
 
-def as_judged(caller: Caller, wanted: Wanted, hashed: str, made_in: str | None = None) -> Operation[Call]:
-    """The call as the judging statement takes it, with its tool as it is registered now.
+def as_judged(caller: Caller, wanted: Wanted, made_in: str | None = None) -> Operation[Call]:
+    """The call as the judging statement takes it, with its tool as it is registered now. Raises ValueError.
 
     made_in: the run_id of the run whose action it is. That timeline is the run's, not the call's.
     """
-    callee = yield from find_callee(caller.tenant_id, wanted)
-    call = _call(caller, wanted, hashed, callee)
+    hashed = args_hash(wanted.args)
+    [callee] = yield from _callees([(caller.tenant_id, wanted)])
+    call = _call(caller, wanted, hashed, callee, call_key(wanted.agent_id, wanted.tool, hashed))
     if made_in is None:
         return call
     metadata = {**call.metadata, "run_id": call.metadata["run_id"] or made_in}
@@ -117,20 +148,33 @@ class Callee:
     """How long its calls answer their repeats; None: as the plan has it."""
 
 
-def find_callee(tenant_id: str, wanted: Wanted) -> Operation[Callee | None]:
-    """The agent's own tool of that name, or the tenant's, or a function of the workers'; None when there is none."""
-    tool = yield from tools.for_call(tenant_id, wanted.agent_id, wanted.tool)
-    if tool is not None:
-        return Callee(
-            enabled=tool.enabled,
-            effect=tool.effect,
-            job=JOB,
-            queue=wanted.queue,
-            max_attempts=MAX_ATTEMPTS,
-            time_limit_s=_time_limit_s(tool),
-            dedup_ttl_s=tool.dedup_ttl_s,
-        )
-    spec = yield from jobs.find(FUNCTION + wanted.tool)
+def _callees(asked: Sequence[tuple[str, Wanted]]) -> Operation[list[Callee | None]]:
+    """Of each the agent's own tool of that name, or the tenant's, or a function of the workers'; None: there is none.
+
+    asked: tenant and call.
+    """
+    found = yield from tools.for_calls([(tenant, wanted.agent_id, wanted.tool) for tenant, wanted in asked])
+    names = {FUNCTION + wanted.tool for (_, wanted), tool in zip(asked, found, strict=True) if tool is None}
+    specs = {spec.name: spec for spec in (yield from jobs.find(sorted(names)))} if names else {}
+    return [
+        _function(specs.get(FUNCTION + wanted.tool)) if tool is None else _tool(tool, wanted)
+        for (_, wanted), tool in zip(asked, found, strict=True)
+    ]
+
+
+def _tool(tool: Tool, wanted: Wanted) -> Callee:
+    return Callee(
+        enabled=tool.enabled,
+        effect=tool.effect,
+        job=JOB,
+        queue=wanted.queue,
+        max_attempts=MAX_ATTEMPTS,
+        time_limit_s=_time_limit_s(tool),
+        dedup_ttl_s=tool.dedup_ttl_s,
+    )
+
+
+def _function(spec: JobSpec | None) -> Callee | None:
     if spec is None or spec.effect is None or spec.time_limit_s is None:
         return None
     return Callee(
@@ -143,8 +187,9 @@ def find_callee(tenant_id: str, wanted: Wanted) -> Operation[Callee | None]:
     )
 
 
-def _call(caller: Caller, wanted: Wanted, hashed: str, callee: Callee | None) -> Call:
-    key = call_key(wanted.agent_id, wanted.tool, hashed)
+def _call(
+    caller: Caller, wanted: Wanted, hashed: str, callee: Callee | None, key: str, *, vouched: bool = False
+) -> Call:
     run_id = wanted.args.get("run_id")
     return Call(
         tenant_id=caller.tenant_id,
@@ -173,6 +218,7 @@ def _call(caller: Caller, wanted: Wanted, hashed: str, callee: Callee | None) ->
         queue=callee.queue if callee else wanted.queue,
         max_attempts=callee.max_attempts if callee else MAX_ATTEMPTS,
         publish_grace_s=wanted.publish_grace_s,
+        vouched_for=caller if vouched else None,
     )
 
 

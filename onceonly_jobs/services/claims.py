@@ -12,8 +12,10 @@ from onceonly_jobs.domain.fingerprint import result_hash
 from onceonly_jobs.domain.runs import Claim, JobSpec
 from onceonly_jobs.store import claims as store
 from onceonly_jobs.store import jobs
-from onceonly_jobs.store.claims import Beat
+from onceonly_jobs.store.claims import NOBODY, Beat
 from onceonly_jobs.store.claims import Failure as Failure
+from onceonly_jobs.store.claims import Holder as Holder
+from onceonly_jobs.store.claims import Kind as Kind
 from onceonly_jobs.store.statement import Operation, Statement, autocommit, read_only
 
 RETENTION_S = 604_800
@@ -48,14 +50,15 @@ def claim(
     repeated: bool = False,
     retention_s: int = RETENTION_S,
     effect: str | None = None,
+    holder: Holder = NOBODY,
 ) -> Operation[Claim | None]:
     """Claim a run under a new lease id and the next fencing token; None when there is nothing to do.
 
     repeated: an earlier call with this lease id got no answer, and may have claimed the run.
-    effect: of the function that this worker would call.
+    effect: of the function that this worker would call. holder: who it is that runs it.
     """
     lease_id = lease_id or new_lease_id()
-    claim = yield from store.claim(run, job, lease_id, lease_s, time_limit_s, retention_s, effect)
+    claim = yield from store.claim(run, job, lease_id, lease_s, time_limit_s, retention_s, effect, holder)
     if claim is None and repeated:
         claim = yield from store.claimed(run, lease_id)
     return claim
@@ -89,7 +92,14 @@ def complete(
     What the run really cost, by cost_usd or the result's own field of that name, settles its reservation.
     """
     actual = actual_micro_usd(result.get("cost_usd") if cost_usd is None else cost_usd)
-    completion = store.complete(claim, result, result_hash(result), retention_s, actual)
+    return (yield from complete_as(claim, result, result_hash(result), retention_s, actual))
+
+
+def complete_as(
+    claim: Claim, result: dict[str, Any], hash_: str, retention_s: int, actual: int | None
+) -> Operation[Ending]:
+    """`complete`, where all is worked out already. actual: micro-dollars, None where only the reservation is known."""
+    completion = store.complete(claim, result, hash_, retention_s, actual)
     return (yield from _end(claim, completion, "completed", "complete"))
 
 
@@ -109,15 +119,23 @@ def end_as_failed(claim: Claim, failure: Failure, retention_s: int) -> Operation
 
 
 @autocommit
-def hold_unknown(claim: Claim, message: str, result: dict[str, Any] | None) -> Operation[Ending]:
+def hold_unknown(
+    claim: Claim, message: str, result: dict[str, Any] | None, kind: Kind = "error"
+) -> Operation[Ending]:
     """Keep a call that may have happened and can't be repeated, until somebody settles it."""
-    return (yield from _end(claim, store.hold_unknown(claim, message, result), "unknown", "hold"))
+    return (yield from _end(claim, store.hold_unknown(claim, message, result, kind), "unknown", "hold"))
 
 
 @autocommit
 def retry(claim: Claim, delay_s: float, error_code: str, message: str) -> Operation[Ending]:
-    """Queue another attempt in delay_s seconds."""
+    """Queue another attempt in delay_s seconds, after a failure."""
     return (yield from _end(claim, store.retry(claim, delay_s, error_code, message), "queued", "retry"))
+
+
+@autocommit
+def hand_back(claim: Claim, message: str) -> Operation[Ending]:
+    """Let another worker do it, at once: this one stops. It counts as neither a failure nor a crash."""
+    return (yield from _end(claim, store.hand_back(claim, message), "queued", "hand back"))
 
 
 def actual_micro_usd(cost: Any) -> int | None:

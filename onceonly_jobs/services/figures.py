@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onceonly_jobs.services.workers import LOST_AFTER_S
 from onceonly_jobs.store import figures
 from onceonly_jobs.store.figures import Decided, Ended, Moment, Waiting
 from onceonly_jobs.store.statement import Operation, read_only
@@ -18,6 +19,7 @@ class Figures:
 
     waiting: list[Waiting]
     running: dict[str, int]
+    workers: dict[str, int]
     moment: Moment
     decided: list[Decided]
     ended: list[Ended]
@@ -37,6 +39,7 @@ def read(since: int | None) -> Operation[Figures]:
     return Figures(
         waiting=(yield from figures.waiting()),
         running=(yield from figures.running()),
+        workers=(yield from figures.workers(LOST_AFTER_S)),
         moment=moment,
         decided=decided,
         ended=ended,

@@ -8,7 +8,7 @@ from onceonly_jobs.domain.plans import LIMITS, Kind
 from onceonly_jobs.errors import PlanLimitReached, Refusal
 from onceonly_jobs.store import usage, webhooks
 from onceonly_jobs.store.account import Caller
-from onceonly_jobs.store.statement import Operation
+from onceonly_jobs.store.statement import Operation, autocommit
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,13 @@ TOLD_FOR = 1000
 """How many calls beyond the quota look whether that was told: concurrent ones may all miss the first."""
 
 
-def told_beyond(caller: Caller, kind: Kind, used: int) -> Operation[None]:
-    """Tell that the quota is used up, on a plan that goes on all the same."""
+def is_beyond(caller: Caller, kind: Kind, used: int) -> bool:
+    """Whether it has to be told that the quota is used up, on a plan that goes on all the same."""
     limit = LIMITS[caller.plan].quota(kind)
-    if limit < used <= limit + TOLD_FOR:
-        yield from webhooks.quota_reached(caller.tenant_id, kind, limit)
+    return limit < used <= limit + TOLD_FOR
+
+
+@autocommit
+def tell_beyond(caller: Caller, kind: Kind) -> Operation[None]:
+    """Tell that the quota is used up, once a month."""
+    yield from webhooks.quota_reached(caller.tenant_id, kind, LIMITS[caller.plan].quota(kind))

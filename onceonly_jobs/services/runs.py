@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -15,10 +15,11 @@ from onceonly_jobs.domain.runs import JobSpec, Run
 from onceonly_jobs.domain.states import Owner
 from onceonly_jobs.errors import FingerprintMismatch, NotFound, UnknownTask
 from onceonly_jobs.services.governance import require
-from onceonly_jobs.services.quota import Refused, counted_blocked, told_beyond
+from onceonly_jobs.services.quota import Refused, counted_blocked, is_beyond, tell_beyond
 from onceonly_jobs.services.settling import until_settled
 from onceonly_jobs.store import agents, jobs, runs, usage
 from onceonly_jobs.store.account import Caller
+from onceonly_jobs.store.rowset import only
 from onceonly_jobs.store.runs import Taken, Taking
 from onceonly_jobs.store.statement import Operation, autocommit, read_only
 
@@ -64,8 +65,11 @@ def job_taking(
     delay_s: float = 0,
     publish_grace_s: float = 0,
     retention_s: int = 604_800,
+    vouched: bool = False,
 ) -> Taking:
     """What POST /ai/run and Jobs.enqueue want to put under their key.
+
+    vouched: the caller was read a moment ago, and is checked again with the taking.
 
     Raises UnknownTask for an internal job, unless it is the one of actions and there are some; then
     FeatureNotAvailable where the plan has no tools.
@@ -92,9 +96,11 @@ def job_taking(
         spend_micro_usd=0 if acting else micro_usd((metadata or {}).get("spend_usd") or 0),
         queue=queue or job.queue,
         max_attempts=job.max_attempts,
+        max_crashes=job.max_crashes,
         delay_s=delay_s,
         publish_grace_s=publish_grace_s,
         retention_s=retention_s,
+        vouched_for=caller if vouched else None,
     )
 
 
@@ -105,26 +111,30 @@ def _text(metadata: dict[str, Any], field: str) -> str | None:
 
 def actions_job(queue: str) -> JobSpec:
     """The job of a run with `metadata.actions`."""
-    return JobSpec(name=ACTIONS, queue=queue, max_attempts=ACTION_ATTEMPTS)
+    return JobSpec(name=ACTIONS, queue=queue, max_attempts=ACTION_ATTEMPTS, max_crashes=ACTION_ATTEMPTS)
+
+
+def by_name(known: Iterable[JobSpec]) -> dict[str, JobSpec]:
+    """The jobs that runs may ask for."""
+    return {spec.name: spec for spec in known if not spec.name.startswith(INTERNAL)}
 
 
 def pick_job(
-    known: Iterable[JobSpec], task: str | None, key: str, default_job: str, default_queue: str
+    known: Mapping[str, JobSpec], task: str | None, key: str, default_job: str, default_queue: str
 ) -> JobSpec:
     """The job of a run: by name, else by the longest matching key pattern, else the default.
 
     Raises UnknownTask when a name is given that no worker has registered. The default needs no worker yet:
     its runs wait for one.
     """
-    by_name = {spec.name: spec for spec in known if not spec.name.startswith(INTERNAL)}
     if task is not None:
-        if task not in by_name:
-            raise UnknownTask(task, sorted(by_name))
-        return by_name[task]
-    matching = [spec for spec in by_name.values() if spec.match and fnmatchcase(key, spec.match)]
+        if task not in known:
+            raise UnknownTask(task, sorted(known))
+        return known[task]
+    matching = [spec for spec in known.values() if spec.match and fnmatchcase(key, spec.match)]
     if matching:
         return max(matching, key=lambda spec: (len(spec.match or ""), spec.name))
-    return by_name.get(default_job) or JobSpec(name=default_job, queue=default_queue)
+    return known.get(default_job) or JobSpec(name=default_job, queue=default_queue)
 
 
 @autocommit
@@ -137,11 +147,11 @@ def take(caller: Caller, taking: Taking) -> Operation[Taken]:
 
 
 def _take(caller: Caller, taking: Taking) -> Operation[Taken | Refused]:
-    taken = yield from until_settled(lambda: runs.take(taking))
+    taken = yield from until_settled(lambda: only(runs.take([taking])))
     if taken.outcome == "mismatch":
         return Refused(FingerprintMismatch(taking.key))
-    if taken.outcome == "acquired":
-        yield from told_beyond(caller, Kind.AI, taken.usage)
+    if taken.outcome == "acquired" and is_beyond(caller, Kind.AI, taken.usage):
+        yield from tell_beyond(caller, Kind.AI)
     return taken
 
 
@@ -160,7 +170,7 @@ def take_capped(caller: Caller, taking: Taking) -> Operation[Taken | Refused]:
 
 def take_governed(caller: Caller, taking: Taking) -> Operation[Taken | Refused]:
     """`take` or `take_capped`, judged by the agent's policy. Whoever else asks for this agent waits for the answer."""
-    yield from agents.lock(taking.tenant_id, taking.agent_id or "")
+    yield from agents.lock((taking.tenant_id, taking.agent_id or ""))
     if LIMITS[caller.plan].hard_stop:
         return (yield from take_capped(caller, taking))
     return (yield from _take(caller, taking))
@@ -175,6 +185,16 @@ def taking_operation(
     return take_capped if LIMITS[caller.plan].hard_stop else take
 
 
+@autocommit
+def take_many(takings: Sequence[Taking]) -> Operation[list[Taken | None]]:
+    """Each key taken, or who has it. None: to be asked for by itself, as `runs.take` says.
+
+    Policies judge all of them, or none. No two may be for the same key, and no plan stop hard. Mismatches are answers
+    here, and quotas not told of.
+    """
+    return (yield from runs.take(takings))
+
+
 @read_only
 def find(tenant_id: str, key: str) -> Operation[Run]:
     """The run or lease under a key. Raises NotFound."""
@@ -185,11 +205,9 @@ def find(tenant_id: str, key: str) -> Operation[Run]:
 
 
 @read_only
-def find_by_id(tenant_id: str, run: int) -> Operation[Run]:
-    """A run by its row, whether or not its key still answers for it."""
-    found = yield from runs.find_by_id(tenant_id, run)
-    assert found is not None, "runs in use are not deleted"  # noqa: S101
-    return found
+def find_by_id(tenant_id: str, run: int) -> Operation[Run | None]:
+    """A run by its row, whether or not its key still answers for it; None once it was deleted."""
+    return (yield from runs.find_by_id(tenant_id, run))
 
 
 @autocommit

@@ -28,7 +28,7 @@ from onceonly_jobs.domain.schedules import (
 )
 from onceonly_jobs.errors import ScheduleExists, ScheduleNotFound
 from onceonly_jobs.services import account
-from onceonly_jobs.services.runs import actions_job, pick_job
+from onceonly_jobs.services.runs import actions_job, by_name, pick_job
 from onceonly_jobs.services.settling import until_settled
 from onceonly_jobs.store import jobs
 from onceonly_jobs.store import schedules as store
@@ -66,7 +66,7 @@ def job_of(
     if has_actions(definition.metadata):
         return actions_job(settings.default_queue)
     key = tick_key(name, at)
-    return pick_job(known, definition.task, key, settings.default_job, settings.default_queue)
+    return pick_job(by_name(known), definition.task, key, settings.default_job, settings.default_queue)
 
 
 def run_metadata(definition: Definition, name: str, tick: datetime, source: str) -> dict[str, Any]:

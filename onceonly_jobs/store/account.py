@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from onceonly_jobs.domain.plans import Plan, PlanTable
+from onceonly_jobs.store.rowset import to_rows
 from onceonly_jobs.store.statement import Statement, count, many, one_or_none
 
 
@@ -48,6 +49,35 @@ def caller(key_sha256: bytes) -> Statement[Caller | None]:
         )
 
     return Statement("account.caller", _CALLER, one_or_none(read), {"key_sha256": key_sha256})
+
+
+# The numbers of those callers that still are as they were when they were read.
+VALID_CALLERS = """
+    SELECT c.n FROM json_to_recordset(CAST(:callers AS json)) AS c (
+        n integer, key_id text, tenant_id text, plan text, rate_limit text)
+    JOIN api_keys k ON k.id = c.key_id JOIN tenants t ON t.id = k.tenant_id
+    WHERE k.tenant_id = c.tenant_id AND k.disabled_at IS NULL AND t.disabled_at IS NULL AND t.plan = c.plan
+      AND k.rate_limit IS NOT DISTINCT FROM c.rate_limit"""
+
+
+class Vouched:
+    """The callers of one statement, who were read a moment ago and are checked in it: VALID_CALLERS."""
+
+    def __init__(self) -> None:
+        self._number_of: dict[str, int] = {}
+        self._rows: list[dict[str, str | None]] = []
+
+    def number_of(self, caller: Caller | None) -> int | None:
+        if caller is None:
+            return None
+        if caller.key_id not in self._number_of:
+            self._number_of[caller.key_id] = len(self._rows)
+            fields = {name: getattr(caller, name) for name in ("key_id", "tenant_id", "rate_limit")}
+            self._rows.append({**fields, "plan": caller.plan.value})
+        return self._number_of[caller.key_id]
+
+    def __str__(self) -> str:
+        return to_rows(self._rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,10 +13,9 @@ from onceonly_jobs.domain.plans import Plan
 from onceonly_jobs.domain.runs import Claim
 from onceonly_jobs.domain.states import RunState
 from onceonly_jobs.store.account import Caller
-from onceonly_jobs.store.calls import Call, Judged, verdict
+from onceonly_jobs.store.calls import ASKED, Call, Judged, as_asked, called, held
 from onceonly_jobs.store.events import recording
-from onceonly_jobs.store.governance import REASON, USED
-from onceonly_jobs.store.runs import FREE
+from onceonly_jobs.store.governance import AGENTS, REASON
 from onceonly_jobs.store.statement import Statement, many, nothing, one_or_none
 
 
@@ -281,47 +280,38 @@ class Before:
     """this very call is among it"""
 
 
-_FORESEEN = f"""{USED} used, LATERAL (SELECT
-        used.actions + CAST(:before_actions AS bigint) AS actions,
-        used.spend + CAST(:before_spend_micro_usd AS bigint) AS spend,
-        used.calls || jsonb_build_object(CAST(:tool AS text),
-            coalesce((used.calls->>CAST(:tool AS text))::bigint, 0) + CAST(:before_calls AS bigint)) AS calls
-    ) w"""
+_FORESEEN = called(
+    f"CAST(:before_repeated AS boolean) OR EXISTS ({held('q')})",
+    actions="CAST(:before_actions AS bigint) + 1",
+    calls="CAST(:before_calls AS bigint) + 1",
+    spend="CAST(:before_spend_micro_usd AS bigint) + c.cost",
+)
 
 _FORESEE = sa.text(f"""
-WITH standing AS MATERIALIZED ({verdict(_FORESEEN)}
-), judged AS MATERIALIZED (
-    SELECT s.*, CASE WHEN s.standing <> 'ok' THEN s.standing
-                     WHEN CAST(:before_repeated AS boolean) OR EXISTS (
-                         SELECT FROM runs r WHERE r.tenant_id = :tenant_id AND r.key = :key AND NOT {FREE}
-                     ) THEN 'tool_idempotency' ELSE s.budget END AS code
-    FROM standing s
+WITH asked AS MATERIALIZED (
+    SELECT q.* FROM json_to_recordset(CAST(:calls AS json)) AS q (n integer, {ASKED})
+), {AGENTS}, judged AS MATERIALIZED ({_FORESEEN}
 ), decided AS (
     INSERT INTO audit_decisions (tenant_id, actor, agent_id, tool, run_key, allowed, decision, policy_reason,
                                  policy_code, risk_level, args_hash, policy_version)
-    SELECT tenant_id, :actor, agent_id, :tool, :key, code IN ('ok', 'tool_idempotency'), 'dry_run', {REASON}, code,
-           :risk_level, :args_hash, policy_version
-    FROM judged
+    SELECT q.tenant_id, q.actor, q.agent_id, q.tool, q.key, code IN ('ok', 'tool_idempotency'), 'dry_run', {REASON},
+           code, q.risk_level, q.args_hash, policy_version
+    FROM judged JOIN asked q USING (n)
     RETURNING id
 )
 SELECT judged.code, judged.cost, decided.id FROM judged, decided
 """)
 
-_JUDGED_BY = (
-    "tenant_id actor agent_id tool key args_hash spend_micro_usd registered enabled risk_level".split()
-)
-
 
 def foresee(call: Call, before: Before) -> Statement[Decided]:
     """Decide on a call as if what came before it had been made; it is recorded as a dry run, and nothing follows.
 
-    `agents.lock` must come before it in the transaction.
+    Whoever else asks for its agent waits until this is committed.
     """
 
     def read(result: sa.CursorResult[Any]) -> Decided:
         row = result.mappings().one()
         return Decided(code=Code(row["code"]), decision_id=row["id"], cost_micro_usd=row["cost"])
 
-    params = {name: getattr(call, name) for name in _JUDGED_BY}
-    params |= {f"before_{name}": getattr(before, name) for name in Before.__slots__}
-    return Statement("actions.foresee", _FORESEE, read, params | {"fingerprint": None})
+    params = {f"before_{name}": getattr(before, name) for name in Before.__slots__}
+    return Statement("actions.foresee", _FORESEE, read, params | {"calls": as_asked([call])["calls"]})

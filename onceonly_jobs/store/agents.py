@@ -10,18 +10,36 @@ from typing import Any
 import sqlalchemy as sa
 
 from onceonly_jobs.store.governance import DAY, HOUR
-from onceonly_jobs.store.statement import Statement, many, nothing, one_or_none
+from onceonly_jobs.store.rowset import to_rows
+from onceonly_jobs.store.statement import Operation, Statement, many, nothing, one_or_none
 from onceonly_jobs.store.stopping import stopping
 
-_LOCK = sa.text("""
-INSERT INTO agents AS a (tenant_id, agent_id) VALUES (:tenant_id, :agent_id)
+_NAMED = "json_to_recordset(CAST(:agents AS json)) AS q (tenant_id text, agent_id text)"
+
+# In the order of their names, so that no two of these statements wait for each other.
+_LOCK = sa.text(f"""
+SELECT count(*) FROM (
+    SELECT FROM {_NAMED} JOIN agents a USING (tenant_id, agent_id)
+    ORDER BY tenant_id, agent_id FOR NO KEY UPDATE OF a
+) held
+""")
+
+_MAKE = sa.text(f"""
+INSERT INTO agents AS a (tenant_id, agent_id) SELECT tenant_id, agent_id FROM {_NAMED} ORDER BY tenant_id, agent_id
 ON CONFLICT (tenant_id, agent_id) DO UPDATE SET agent_id = a.agent_id
 """)
 
 
-def lock(tenant_id: str, agent_id: str) -> Statement[None]:
-    """Hold the agent's row until the transaction ends, making it if need be: what follows is judged one by one."""
-    return Statement("agents.lock", _LOCK, nothing, {"tenant_id": tenant_id, "agent_id": agent_id})
+def lock(*agents: tuple[str, str]) -> Operation[None]:
+    """Hold the rows of these agents, of (tenant_id, agent_id), until the transaction ends, making them if need be.
+
+    Whatever the transaction then decides about them is decided alone.
+    """
+    named = [{"tenant_id": tenant_id, "agent_id": agent_id} for tenant_id, agent_id in sorted(set(agents))]
+    params = {"agents": to_rows(named)}
+    held = yield from Statement("agents.lock", _LOCK, lambda r: int(r.scalar_one()), params)
+    if held < len(named):
+        yield from Statement("agents.make", _MAKE, nothing, params)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

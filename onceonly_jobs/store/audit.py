@@ -125,7 +125,9 @@ def _every(where: str) -> sa.TextClause:
 
 _SINCE_HORIZON = _every("r.transaction_id >= :horizon AND r.transaction_id < :next")
 _EVERYTHING = _every("true")
-_INSERTED = _every("(r.transaction_id < :horizon OR r.transaction_id >= :next)")
+# What is yet to come is judged by this statement's own snapshot: since the state was read, others have committed.
+_TO_COME = "CAST(CAST(pg_snapshot_xmax(pg_current_snapshot()) AS text) AS bigint)"
+_INSERTED = _every(f"(r.transaction_id < :horizon OR r.transaction_id >= {_TO_COME})")
 
 _COUNT_UNSEALED = sa.text(
     "SELECT "
@@ -161,7 +163,8 @@ FROM audit_sealed s WHERE s.seal BETWEEN :first AND :last ORDER BY s.seal, s.pos
 
 _ORPHANS = sa.text("""
 SELECT s.seal, s.kind, s.row_id FROM audit_sealed s
-WHERE NOT EXISTS (SELECT FROM audit_seals a WHERE a.number = s.seal) ORDER BY s.seal, s.position LIMIT :limit
+WHERE NOT EXISTS (SELECT FROM audit_seals a WHERE a.number = s.seal)
+    AND s.seal > (SELECT coalesce(max(seal), 0) FROM audit_checkpoints) ORDER BY s.seal, s.position LIMIT :limit
 """)
 
 

@@ -15,6 +15,7 @@ from onceonly_jobs.store.rows import (
     CONFIRM_LATER,
     FINISH,
     NEVER_SENT,
+    NEXT_TOKEN,
     REPEATABLE,
     confirm_later,
     finished,
@@ -22,6 +23,7 @@ from onceonly_jobs.store.rows import (
     repeatable,
     retried,
     to_claim,
+    with_error,
 )
 from onceonly_jobs.store.statement import Statement, count, one_or_none
 from onceonly_jobs.store.stopping import blocked_decision, gate, stopping
@@ -47,8 +49,9 @@ _CLAIM = sa.text(f"""
 WITH gate AS ({gate(f"SELECT * FROM runs WHERE id = :id AND {_CLAIMABLE}", gives_back=True)}
 ), claimed AS (
     UPDATE runs SET
-        state = 'in_progress', version = version + 1, fencing_token = fencing_token + 1,
+        state = 'in_progress', version = version + 1, fencing_token = {NEXT_TOKEN},
         attempt = attempt + 1, worker_lease_id = :worker_lease_id, started_at = onceonly_now(),
+        worker_id = CAST(:worker_id AS text), worker_pid = CAST(:worker_pid AS integer),
         lease_until_at = onceonly_now() + make_interval(secs => CAST(:lease_s AS double precision)),
         deadline_at = onceonly_now() + make_interval(secs => least(lease_ttl_s, CAST(:limit_s AS integer))),
         time_limit_s = CAST(:limit_s AS integer), publish_at = NULL, publications = 0, effect = {_EFFECT}
@@ -84,6 +87,18 @@ SELECT {CLAIM_COLUMNS} FROM claimed
 """)
 
 
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The process that runs what it has claimed."""
+
+    worker_id: str | None = None
+    """A random name that all processes of one worker share."""
+    pid: int | None = None
+
+
+NOBODY = Holder()
+
+
 def claim(
     run: int,
     job: str,
@@ -92,12 +107,13 @@ def claim(
     time_limit_s: int | None,
     retention_s: int,
     effect: str | None = None,
+    holder: Holder = NOBODY,
 ) -> Statement[Claim | None]:
     """Take a due run of this job. None when it is not due, not queued, or taken: a stale or repeated message.
 
     A run whose agent may not do this any more ends here, as failed and for retention_s seconds. A tool call that
     was begun before, and whose tool has since become one that can't be called twice, is held as unknown.
-    effect: of the function that this worker would call.
+    effect: of the function that this worker would call. holder: who it is that runs it.
     """
     return Statement(
         "claims.claim",
@@ -111,6 +127,8 @@ def claim(
             "limit_s": time_limit_s,
             "retention_s": retention_s,
             "effect": effect,
+            "worker_id": holder.worker_id,
+            "worker_pid": holder.pid,
         },
     )
 
@@ -146,16 +164,16 @@ class Beat:
     time_left_s: float
 
 
-_KEEP = "lease_until_at = onceonly_now() + make_interval(secs => CAST(:lease_s AS double precision))"
+KEEP_CLAIM = "lease_until_at = onceonly_now() + make_interval(secs => CAST(:lease_s AS double precision))"
 
 _LEFT = "extract(epoch FROM deadline_at - onceonly_now())::double precision AS time_left_s"
 
-_HEARTBEAT = sa.text(f"UPDATE runs SET {_KEEP} WHERE {_CURRENT} RETURNING {_LEFT}")
+_HEARTBEAT = sa.text(f"UPDATE runs SET {KEEP_CLAIM} WHERE {_CURRENT} RETURNING {_LEFT}")
 
 _GOVERNED_HEARTBEAT = sa.text(f"""
 WITH gate AS ({gate(f"SELECT * FROM runs WHERE {_CURRENT}")}
 ), kept AS (
-    UPDATE runs SET {_KEEP} WHERE {_CURRENT} AND NOT EXISTS (SELECT FROM gate WHERE code <> 'ok')
+    UPDATE runs SET {KEEP_CLAIM} WHERE {_CURRENT} AND NOT EXISTS (SELECT FROM gate WHERE code <> 'ok')
     RETURNING {_LEFT}
 ), before AS (
     SELECT id, state FROM runs WHERE {_CURRENT} AND EXISTS (SELECT FROM gate WHERE code <> 'ok') FOR UPDATE
@@ -301,12 +319,18 @@ def complete(
 _FAIL = sa.text(f"""
 WITH done AS (
     UPDATE runs SET state = 'failed', error_code = :error_code, error_message = CAST(:message AS text),
-        dead_lettered = :dead_lettered, result = CAST(:result AS json), repeatable = :repeatable, {FINISH}
+        dead_lettered = :dead_lettered, result = CAST(:result AS json), repeatable = :repeatable,
+        failures = failures + 1,
+        errors = {with_error("CAST(:kind AS text)", "CAST(:error_code AS text)", "CAST(:message AS text)")}, {FINISH}
     WHERE {_CURRENT}
     RETURNING *
 ), {finished("done", given_back="CAST(:never_made AS boolean) AND attempt = 1")}
 SELECT id FROM done
 """)
+
+
+Kind = Literal["error", "timeout", "handed_back"]
+"""How a start ended that has no result: its handler failed, ran out of time, or was stopped with its worker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,6 +339,7 @@ class Failure:
 
     error_code: str
     message: str | None = None
+    kind: Kind = "error"
     dead_lettered: bool = False
     result: dict[str, Any] | None = None
     """What there is to show of it all the same."""
@@ -334,6 +359,7 @@ def fail(claim: Claim, failure: Failure, retention_s: int) -> Statement[bool]:
             **_of(claim),
             "error_code": failure.error_code,
             "message": failure.message,
+            "kind": failure.kind,
             "dead_lettered": failure.dead_lettered,
             "result": None if failure.result is None else compact_json(failure.result).decode(),
             "repeatable": failure.repeatable,
@@ -347,7 +373,7 @@ _HOLD = sa.text(f"""
 WITH held AS (
     UPDATE runs SET state = 'unknown', version = version + 1, lease_until_at = NULL, publish_at = NULL,
         error_code = 'outcome_unknown', error_message = CAST(:message AS text), result = CAST(:result AS json),
-        {CONFIRM_LATER}
+        errors = {with_error("CAST(:kind AS text)", "'outcome_unknown'", "CAST(:message AS text)")}, {CONFIRM_LATER}
     WHERE {_CURRENT}
     RETURNING *
 ), holding AS ({held_unknown("held")}), {recording("holding")}, {failures("held")}
@@ -355,7 +381,9 @@ SELECT id FROM held
 """)
 
 
-def hold_unknown(claim: Claim, message: str, result: dict[str, Any] | None) -> Statement[bool]:
+def hold_unknown(
+    claim: Claim, message: str, result: dict[str, Any] | None, kind: Kind = "error"
+) -> Statement[bool]:
     """Keep a call that may have happened and can't be repeated, until that is settled. Its reservation stays."""
     return Statement(
         "claims.hold_unknown",
@@ -364,17 +392,21 @@ def hold_unknown(claim: Claim, message: str, result: dict[str, Any] | None) -> S
         {
             **_of(claim),
             "message": message,
+            "kind": kind,
             "result": None if result is None else compact_json(result).decode(),
         },
     )
 
 
+_AGAIN = "state = 'queued', version = version + 1, lease_until_at = NULL, deadline_at = NULL"
+
 _RETRY = sa.text(f"""
 WITH requeued AS (
-    UPDATE runs SET state = 'queued', version = version + 1, lease_until_at = NULL, deadline_at = NULL,
-        error_code = :error_code, error_message = CAST(:message AS text),
+    UPDATE runs SET {_AGAIN}, error_code = :error_code, error_message = CAST(:message AS text),
         due_at = onceonly_now() + make_interval(secs => CAST(:delay_s AS double precision)),
-        publish_at = onceonly_now() + make_interval(secs => CAST(:delay_s AS double precision))
+        publish_at = onceonly_now() + make_interval(secs => CAST(:delay_s AS double precision)),
+        failures = failures + 1,
+        errors = {with_error("'error'", "CAST(:error_code AS text)", "CAST(:message AS text)")}
     WHERE {_CURRENT} AND {REPEATABLE}
     RETURNING *
 ), retried AS ({retried("error_message")}), {recording("retried")}
@@ -383,12 +415,34 @@ SELECT id FROM requeued
 
 
 def retry(claim: Claim, delay_s: float, error_code: str, message: str) -> Statement[bool]:
-    """Put the run back into the queue for another attempt. False when the claim is no longer current."""
+    """Put the run back into the queue after a failure. False when the claim is no longer current."""
     return Statement(
         "claims.retry",
         _RETRY,
         lambda r: r.first() is not None,
         {**_of(claim), "delay_s": delay_s, "error_code": error_code, "message": message},
+    )
+
+
+_HAND_BACK = sa.text(f"""
+WITH requeued AS (
+    UPDATE runs SET {_AGAIN}, error_code = 'handed_back', error_message = CAST(:message AS text),
+        due_at = onceonly_now(), publish_at = onceonly_now(),
+        errors = {with_error("'handed_back'", "'handed_back'", "CAST(:message AS text)")}
+    WHERE {_CURRENT} AND {REPEATABLE}
+    RETURNING *
+), retried AS ({retried("error_message")}), {recording("retried")}
+SELECT id FROM requeued
+""")
+
+
+def hand_back(claim: Claim, message: str) -> Statement[bool]:
+    """Put the run back into the queue, due at once: its worker stops. Neither a failure nor a crash.
+
+    False when the claim is no longer current.
+    """
+    return Statement(
+        "claims.hand_back", _HAND_BACK, lambda r: r.first() is not None, {**_of(claim), "message": message}
     )
 
 

@@ -6,21 +6,28 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from onceonly_jobs import metrics
+from onceonly_jobs.errors import ConfigError
+from onceonly_jobs.store.line import Line
+from onceonly_jobs.store.silence import Breaker, Watch
 from onceonly_jobs.store.statement import Operation, is_autocommit, is_read_only
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 DEADLOCK_RETRIES = 5
+REFUSAL_S = 0.5
+"""How long the news may take that Postgres has given a statement up."""
 
 CONNECTION = {
     "application_name": "onceonly-jobs",
@@ -55,6 +62,11 @@ def may_pass(error: BaseException) -> bool:
     return isinstance(error, DBAPIError) and _state(error)[:2] in ("25", "40", "53", "55", "57", "58", "XX")
 
 
+def too_slow(error: BaseException) -> bool:
+    """Whether Postgres gave a statement up because it took longer than it may, or because it is a standby's now."""
+    return isinstance(error, DBAPIError) and _state(error) in ("57014", "55P03", "25006")
+
+
 def _state(error: DBAPIError) -> str:
     return getattr(error.orig, "sqlstate", None) or ""
 
@@ -68,21 +80,50 @@ def unreachable(error: BaseException) -> bool:
     return gone or error.connection_invalidated or state.startswith(("08", "57P", "53"))
 
 
+def connecting(url: str) -> tuple[sa.URL, dict[str, Any]]:
+    """Where to connect, and how: `?prepare_threshold=none` in the URL is psycopg's own option, not libpq's.
+
+    A pool that gives each transaction another connection, like PgBouncer's, does not know of prepared statements, or
+    not of psycopg's: then none may be made.
+    """
+    given = sa.make_url(url)
+    threshold = given.query.get("prepare_threshold")
+    if threshold is None:
+        return given, {}
+    if threshold != "none" and not str(threshold).isdecimal():
+        raise ConfigError(f"prepare_threshold in a database's URL: a number or none, not {threshold}")
+    number = None if threshold == "none" else int(str(threshold))
+    return given.difference_update_query(["prepare_threshold"]), {"prepare_threshold": number}
+
+
 class Database:
     """Runs operations against one Postgres. Engines are made per process, after a fork, on first use."""
 
-    def __init__(self, url: str, *, pool_size: int = 5, connect_timeout_s: int = 5) -> None:
-        self._url = url
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_size: int = 5,
+        connect_timeout_s: int = 5,
+        pool_timeout_s: float = 10,
+        statement_timeout_s: float | None = None,
+    ) -> None:
+        """statement_timeout_s: of the async driver, which then also gives a silent Postgres up, and leaves it alone
+        for a moment."""
+        self._url, how = connecting(url)
+        self._statement_timeout_s = statement_timeout_s
+        self._breaker = Breaker()
         self._options: dict[str, Any] = {
             "pool_size": pool_size,
             "max_overflow": 0,
-            "pool_timeout": 10,
+            "pool_timeout": pool_timeout_s,
             # An error that is logged must not show what callers sent.
             "hide_parameters": True,
-            "connect_args": {"connect_timeout": connect_timeout_s, **CONNECTION},
+            "connect_args": {"connect_timeout": connect_timeout_s, **CONNECTION, **how},
         }
         self._engine: sa.Engine | None = None
         self._async_engine: AsyncEngine | None = None
+        self._lines: list[Line] = []
         self._pid = os.getpid()
 
     def _forget_after_fork(self) -> None:
@@ -106,7 +147,24 @@ class Database:
         if self._async_engine is None:
             self._async_engine = create_async_engine(self._url, **self._options)
             self._count_use(self._async_engine.sync_engine)
+            if self._statement_timeout_s is not None:
+                sa.event.listen(self._async_engine.sync_engine, "connect", self._limit_statements)
         return self._async_engine
+
+    def _limit_statements(self, connection: Any, _: object) -> None:
+        # Not as a startup parameter: PgBouncer refuses those that it doesn't know.
+        with Watch(connection.driver_connection, self._silence_s), connection.cursor() as cursor:
+            cursor.execute(self._limiting)
+            connection.commit()
+
+    @property
+    def _limiting(self) -> str:
+        return f"SET statement_timeout = {round((self._statement_timeout_s or 0) * 1000)}"
+
+    @property
+    def _silence_s(self) -> float:
+        """How long to wait for an answer: as long as Postgres may take, and then for its refusal to arrive."""
+        return (self._statement_timeout_s or 0) + REFUSAL_S
 
     def _count_use(self, engine: sa.Engine) -> None:
         used = partial(metrics.count, metrics.DATABASE_CONNECTIONS, "in_use")
@@ -132,18 +190,69 @@ class Database:
 
     async def arun(self, operation: Callable[P, Operation[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """`run`, without blocking the event loop."""
-        options = {"isolation_level": "AUTOCOMMIT"} if is_autocommit(operation) else {}
+        return await self._tried(
+            operation, lambda: self._attempt(operation(*args, **kwargs), is_autocommit(operation))
+        )
+
+    async def arun_along(
+        self, line: Line, operation: Callable[P, Operation[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """`arun`, over this line: for what is asked all the time."""
+        return await self._tried(
+            operation, lambda: self._along(line, operation(*args, **kwargs), is_autocommit(operation))
+        )
+
+    def line(self) -> Line:
+        """Another connection, which is no part of the pool."""
+        line = Line(self._url, self._options["connect_args"], self._limit_line)
+        self._lines.append(line)
+        return line
+
+    async def _limit_line(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        if self._statement_timeout_s is not None:
+            with Watch(connection, self._silence_s):
+                await connection.execute(self._limiting)
+
+    async def _tried(self, operation: Callable[..., Any], ask: Callable[[], Awaitable[T]]) -> T:
         for attempt in range(DEADLOCK_RETRIES + 1):
+            self._breaker.check()
+            started = time.monotonic()
             try:
-                async with self.async_engine.connect() as connection:
-                    await connection.execution_options(**options)
-                    async with connection.begin():
-                        return await aon(connection, operation(*args, **kwargs))
+                value = await ask()
             except DBAPIError as error:
+                if self._statement_timeout_s is not None and unreachable(error):
+                    self._breaker.failed(time.monotonic() - started)
                 if attempt == DEADLOCK_RETRIES or not _may_repeat(operation, error, attempt):
                     raise
                 await asyncio.sleep(_pause_s(attempt))
+            else:
+                self._breaker.answered()
+                return value
         raise AssertionError("unreachable")
+
+    async def _attempt(self, operation: Operation[T], autocommit: bool) -> T:
+        options = {"isolation_level": "AUTOCOMMIT"} if autocommit else {}
+        async with self.async_engine.connect() as connection:
+            await connection.execution_options(**options)
+            if self._statement_timeout_s is None:
+                async with connection.begin():
+                    return await aon(connection, operation)
+            raw = await connection.get_raw_connection()
+            with Watch(cast(Any, raw.driver_connection), self._silence_s) as watch:
+                async with connection.begin():
+                    value = await aon(connection, operation, watch.renew)
+            if watch.hung_up:
+                await connection.invalidate()
+            return value
+
+    async def _along(self, line: Line, operation: Operation[T], autocommit: bool) -> T:
+        connection = await line.connection()
+        with Watch(connection, self._silence_s) as watch:
+            async with nullcontext() if autocommit else connection.transaction():
+                value = await aon(line, operation, watch.renew)
+        if watch.hung_up:
+            await line.close()
+        return value
 
     def close(self) -> None:
         if self._engine is not None and self._pid == os.getpid():
@@ -154,6 +263,8 @@ class Database:
     async def aclose(self) -> None:
         if self._async_engine is not None and self._pid == os.getpid():
             await self._async_engine.dispose()
+            for line in self._lines:
+                await line.close()
             self._forget_use()
         self._async_engine = None
         self.close()
@@ -171,8 +282,10 @@ def on(connection: sa.Connection, operation: Operation[T]) -> T:
         answer = statement.read(connection.execute(statement.query, statement.params))
 
 
-async def aon(connection: AsyncConnection, operation: Operation[T]) -> T:
-    """`on`, for an async connection."""
+async def aon(
+    connection: AsyncConnection | Line, operation: Operation[T], answered: Callable[[], None] = lambda: None
+) -> T:
+    """`on`, for an async connection. answered: called after each answer."""
     answer: Any = None
     while True:
         try:
@@ -180,7 +293,8 @@ async def aon(connection: AsyncConnection, operation: Operation[T]) -> T:
         except StopIteration as done:
             value: T = done.value
             return value
-        answer = statement.read(await connection.execute(statement.query, statement.params))
+        answer = statement.read(cast(Any, await connection.execute(statement.query, statement.params)))
+        answered()
 
 
 def _pause_s(attempt: int) -> float:

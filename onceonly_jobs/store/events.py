@@ -32,7 +32,7 @@ def recording(source: str) -> str:
         {HEAD_MOVES} RETURNING t.tenant_id, t.run_id
     ), {source}_recorded AS (
         INSERT INTO run_events ({TIMELINE_COLUMNS})
-        SELECT {TIMELINE_COLUMNS} FROM {source} JOIN {source}_headed USING (tenant_id, run_id) ORDER BY at
+        SELECT {TIMELINE_COLUMNS} FROM {source} WHERE (SELECT count(*) FROM {source}_headed) > 0 ORDER BY at
     )"""
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from onceonly_jobs.store.dead import DEAD
 from onceonly_jobs.store.statement import Statement, many
 
 
@@ -45,22 +46,38 @@ def running() -> Statement[dict[str, int]]:
     return Statement("figures.running", _RUNNING, lambda r: {row.job: row.runs for row in r})
 
 
+_WORKERS = sa.text("""
+SELECT state, count(*) AS workers FROM workers
+WHERE seen_at > onceonly_now() - make_interval(secs => CAST(:seen_s AS double precision)) GROUP BY state
+""")
+
+
+def workers(seen_s: float) -> Statement[dict[str, int]]:
+    """How many workers have reported within seen_s seconds, by state."""
+    return Statement(
+        "figures.workers", _WORKERS, lambda r: {row.state: row.workers for row in r}, {"seen_s": seen_s}
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
     relay_lag_s: float
     """how long the run that is first in line has been waiting to be published"""
     unknown: int
     """calls that wait to be settled"""
+    dead: int
+    """dead letters that wait to be replayed or discarded"""
     tick_overdue_s: float
     """how long the first tick in line has been due"""
     horizon: int
     """the oldest transaction that may still be running: all before it have ended"""
 
 
-_MOMENT = sa.text("""
+_MOMENT = sa.text(f"""
 SELECT coalesce((SELECT greatest(0, extract(epoch FROM onceonly_now() - min(publish_at)))
                  FROM runs WHERE state = 'queued'), 0)::double precision AS relay_lag_s,
        (SELECT count(*) FROM runs WHERE state = 'unknown') AS unknown,
+       (SELECT count(*) FROM runs WHERE {DEAD}) AS dead,
        coalesce((SELECT greatest(0, extract(epoch FROM onceonly_now() - s.next_tick_at))
                  FROM schedules s JOIN tenants t ON t.id = s.tenant_id AND t.disabled_at IS NULL
                  WHERE s.next_tick_at IS NOT NULL AND s.paused_at IS NULL AND s.deleted_at IS NULL
@@ -110,7 +127,7 @@ SELECT coalesce(r.job, '') AS job, o.outcome, count(*) AS count,
        coalesce(sum(o.spend_micro_usd), 0)::bigint AS spend_micro_usd
 FROM audit_outcomes o
 JOIN audit_decisions d ON d.id = o.decision_id
-LEFT JOIN runs r ON r.tenant_id = d.tenant_id AND r.key = d.run_key AND r.decision_id = d.id
+LEFT JOIN runs r ON r.tenant_id = d.tenant_id AND r.key = d.run_key AND d.id IN (r.decision_id, r.concludes_id)
 WHERE o.transaction_id >= :since AND o.transaction_id < :until GROUP BY 1, 2
 """)
 

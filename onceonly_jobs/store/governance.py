@@ -1,33 +1,40 @@
 """SQL that decisions are made of: the windows of an agent, the verdict on a call, its reservation.
 
-The rule reads one row, which the caller's transaction has locked (`agents.lock`): sub-statements share a snapshot,
-so nothing of the rule may lie in another one. domain/budgets.py is the same rule as a model.
+The rule reads one row, which the statement locks: of a locked row it sees what was committed last, and of all others
+what its snapshot shows. So nothing of the rule may lie in another row; where something does, as the repeats of a call
+do, there is `as_seen`. domain/budgets.py is the same rule as a model.
 """
 
 from __future__ import annotations
 
 from onceonly_jobs.domain.governance import HIGH_RISK, MEDIUM_RISK
 
+# Not the replay of an earlier run under the same key, which a version that does not know of replays leaves there.
+REPLAYED = "(coalesce(concludes_id, 0) > coalesce(decision_id, 0))"
+
 HOUR = "date_trunc('hour', onceonly_now(), 'UTC')"
 DAY = "(onceonly_now() AT TIME ZONE 'UTC')::date"
 
-# What the agent has used in the current windows. A window that is over counts nothing.
-USED = f"""
+# What the agent has used in the current windows. A window that is over counts nothing. OFFSET 0, here and below: worked
+# out once for a row, and not again for each mention.
+WINDOWS = f"""
     LATERAL (SELECT
         CASE WHEN a.hour_at = {HOUR} THEN a.hour_actions ELSE 0 END AS actions,
         CASE WHEN a.day_on = {DAY} THEN a.day_spend_micro_usd ELSE 0 END AS spend,
         CASE WHEN a.day_on = {DAY} THEN a.day_calls ELSE '{{}}' END AS calls
-    )"""
-WINDOWS = f"{USED} w"
+        OFFSET 0
+    ) w"""
 
-# The larger of what the caller declares and the tool's price.
-COST = """
+
+def cost(tool: str, declared: str) -> str:
+    """SQL for the larger of what the caller declares and the tool's price, of an agent `a`, as `c.cost`."""
+    return f"""
     LATERAL (SELECT greatest(
-        CAST(:spend_micro_usd AS bigint),
+        {declared},
         (SELECT max(ceil((rule->>'price_usd')::numeric * 1000000))::bigint
          FROM jsonb_array_elements(coalesce(a.policy->'pricing_rules', '[]')) rule
-         WHERE rule->>'tool' = CAST(:tool AS text))
-    ) AS cost) c"""
+         WHERE rule->>'tool' = {tool})
+    ) AS cost OFFSET 0) c"""
 
 
 def permission(tool: str) -> str:
@@ -38,19 +45,88 @@ def permission(tool: str) -> str:
         WHEN NOT jsonb_exists(a.policy->'allowed_tools', {tool}) THEN 'tool_not_in_allowed_list'"""
 
 
-LIMITS = """
-        WHEN w.actions + 1 > (a.policy->>'max_actions_per_hour')::numeric THEN 'max_actions_per_hour_exceeded'
-        WHEN coalesce((w.calls->>CAST(:tool AS text))::numeric, 0) + 1
-             > (a.policy->'max_calls_per_tool'->>CAST(:tool AS text))::numeric
+def limits(
+    tool: str,
+    *,
+    policy: str = "a.policy",
+    used: str = "w",
+    actions: str = "1",
+    calls: str = "1",
+    spend: str = "c.cost",
+) -> str:
+    """CASE branches for what an agent may not do any more: that much, on top of what it has `used`."""
+    return f"""
+        WHEN {used}.actions + {actions} > ({policy}->>'max_actions_per_hour')::numeric
+            THEN 'max_actions_per_hour_exceeded'
+        WHEN coalesce(({used}.calls->>{tool})::numeric, 0) + {calls}
+             > ({policy}->'max_calls_per_tool'->>{tool})::numeric
             THEN 'max_calls_per_tool_exceeded'
-        WHEN w.spend + c.cost > floor((a.policy->>'max_spend_usd_per_day')::numeric * 1000000)
+        WHEN {used}.spend + {spend} > floor(({policy}->>'max_spend_usd_per_day')::numeric * 1000000)
             THEN 'max_spend_usd_per_day_exceeded'"""
 
-VERDICT = f"""
-    SELECT a.tenant_id, a.agent_id, a.policy, a.policy_version, w.actions, w.spend, w.calls, c.cost,
-           CASE {permission("CAST(:tool AS text)")} {LIMITS} ELSE 'ok' END AS code
-    FROM agents a, {WINDOWS}, {COST}
-    WHERE a.tenant_id = :tenant_id AND a.agent_id = :agent_id"""
+
+# In the order of their names, so that no two of these statements wait for each other. Whoever is decided on waits for
+# the decision before, and then sees what it has used. as_seen: and had seen it before, so the snapshot has all that the
+# decision before has left behind.
+AGENTS = """
+agent AS MATERIALIZED (
+    SELECT q.n, a.*, a.xmin = (
+        SELECT s.xmin FROM agents s WHERE s.tenant_id = q.tenant_id AND s.agent_id = q.agent_id
+    ) AS as_seen
+    FROM asked q JOIN agents a ON a.tenant_id = q.tenant_id AND a.agent_id = q.agent_id
+    ORDER BY a.tenant_id, a.agent_id FOR NO KEY UPDATE OF a
+)"""
+
+LIMITS = "('max_actions_per_hour_exceeded', 'max_calls_per_tool_exceeded', 'max_spend_usd_per_day_exceeded')"
+"""SQL for the codes of `limits`."""
+
+
+def alone(
+    tool: str, *, between: str = "", actions: str = "1", calls: str = "1", spend: str = "c.cost"
+) -> str:
+    """SELECT of what becomes of each that is `asked` for if it is the only one, of its `agent`: see AGENTS.
+
+    tool is SQL. between: CASE branches for what comes before the limits. The others are what it uses of the windows.
+    """
+    return f"""
+    SELECT q.n, {tool} AS tool, a.tenant_id, a.agent_id, a.policy, a.policy_version, w.actions, w.spend, w.calls,
+           c.cost, CASE {permission(tool)} {between}
+               {limits(tool, actions=actions, calls=calls, spend=spend)} ELSE 'ok' END AS code
+    FROM asked q JOIN agent a USING (n), {WINDOWS}, {cost(tool, "q.spend_micro_usd")}"""
+
+
+_SO_FAR = "FILTER (WHERE code = 'ok') OVER (PARTITION BY tenant_id, agent_id{} ORDER BY n)"
+
+
+NEXT_DECISION = "nextval('audit_decisions_id_seq')"
+
+
+def together(alone: str) -> str:
+    """SELECT of the verdicts on several that ask at once, of what becomes of each `alone`, with ids for the decisions.
+
+    Whoever is refused would have been refused as the first of them, and whoever is let in would have been let in as
+    the last: in that order they have their ids. Of anybody else nothing is said: it depends on the others.
+    """
+    return f"""
+    SELECT *, {NEXT_DECISION} AS decision_id FROM (
+        SELECT * FROM (
+            SELECT *, count(*) {_SO_FAR.format("")} AS nth, count(*) {
+        _SO_FAR.format(", tool")
+    } AS nth_of_tool,
+                   sum(cost) {_SO_FAR.format("")} AS cost_so_far
+            FROM ({alone}) alone
+        ) v WHERE code <> 'ok' OR nth = 1 OR 'ok' = CASE {
+        limits(
+            "v.tool",
+            policy="v.policy",
+            used="v",
+            actions="v.nth",
+            calls="v.nth_of_tool",
+            spend="v.cost_so_far",
+        )
+    } ELSE 'ok' END
+        ORDER BY code = 'ok', n
+    ) ordered"""
 
 
 def reason(code: str) -> str:
@@ -80,11 +156,19 @@ def window_end(code: str) -> str:
 
 RESERVE = f"""
     UPDATE agents a SET
-        hour_at = {HOUR}, hour_actions = v.actions + 1, day_on = {DAY}, day_spend_micro_usd = v.spend + v.cost,
-        day_calls = v.calls || jsonb_build_object(
-            CAST(:tool AS text), coalesce((v.calls->>CAST(:tool AS text))::bigint, 0) + 1)
-    FROM verdict v
-    WHERE a.tenant_id = v.tenant_id AND a.agent_id = v.agent_id AND v.code = 'ok'"""
+        hour_at = {HOUR}, hour_actions = s.actions + s.made, day_on = {DAY}, day_spend_micro_usd = s.spend + s.cost,
+        day_calls = s.calls || s.made_now
+    FROM (
+        SELECT tenant_id, agent_id, actions, spend, calls, sum(made)::integer AS made, sum(cost)::bigint AS cost,
+               jsonb_object_agg(tool, coalesce((calls->>tool)::bigint, 0) + made) AS made_now
+        FROM (
+            SELECT v.tenant_id, v.agent_id, v.tool, v.actions, v.spend, v.calls, count(*) AS made, sum(v.cost) AS cost
+            FROM verdict v JOIN won USING (n) WHERE v.code = 'ok'
+            GROUP BY v.tenant_id, v.agent_id, v.tool, v.actions, v.spend, v.calls
+        ) per_tool
+        GROUP BY tenant_id, agent_id, actions, spend, calls
+    ) s
+    WHERE a.tenant_id = s.tenant_id AND a.agent_id = s.agent_id"""
 
 
 def settlement(source: str, actual: str, given_back: str) -> str:
@@ -105,13 +189,15 @@ def settlement(source: str, actual: str, given_back: str) -> str:
                jsonb_object_agg(tool, unmade_today) FILTER (WHERE unmade_today > 0) AS unmade_calls
         FROM (
             SELECT tenant_id, agent_id, tool,
-                coalesce(sum(booked - reserved_micro_usd) FILTER (WHERE day = {DAY}), 0) AS difference,
+                coalesce(sum(difference) FILTER (WHERE day = {DAY}), 0) AS difference,
                 count(*) FILTER (WHERE unmade AND hour = {HOUR}) AS unmade,
                 count(*) FILTER (WHERE unmade AND day = {DAY}) AS unmade_today
             FROM (
                 SELECT *, (reserved_at AT TIME ZONE 'UTC')::date AS day,
-                       date_trunc('hour', reserved_at, 'UTC') AS hour, ({given_back}) AS unmade,
-                       {booked(actual, given_back)} AS booked
+                       date_trunc('hour', reserved_at, 'UTC') AS hour,
+                       ({given_back}) AND NOT {REPLAYED} AS unmade,
+                       {charged(actual, given_back)} - CASE WHEN {REPLAYED} THEN 0 ELSE reserved_micro_usd END
+                           AS difference
                 FROM {source} WHERE agent_id IS NOT NULL AND reserved_at IS NOT NULL
             ) reserved
             GROUP BY tenant_id, agent_id, tool
@@ -122,6 +208,10 @@ def settlement(source: str, actual: str, given_back: str) -> str:
       AND (s.difference <> 0 OR s.unmade > 0 OR s.unmade_calls IS NOT NULL)"""
 
 
-def booked(actual: str, given_back: str) -> str:
-    """SQL for what a finished run is charged to its agent, in micro-dollars."""
-    return f"CASE WHEN {given_back} THEN 0 ELSE coalesce({actual}, reserved_micro_usd) END"
+def charged(actual: str, given_back: str) -> str:
+    """SQL for what its agent is charged for a run that ends, in micro-dollars.
+
+    The end of a replayed run is charged only for what it cost above what the run's failure has booked.
+    """
+    return f"""CASE WHEN {REPLAYED} THEN greatest({actual}, reserved_micro_usd) - reserved_micro_usd
+        WHEN {given_back} THEN 0 ELSE coalesce({actual}, reserved_micro_usd) END"""

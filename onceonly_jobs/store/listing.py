@@ -39,6 +39,9 @@ class ListedRun:
     agent_id: str | None
     attempt: int
     max_attempts: int
+    failures: int
+    crashes: int
+    max_crashes: int
     progress: dict[str, Any] | None
     error_code: str | None
     error_message: str | None
@@ -53,10 +56,13 @@ class ListedRun:
     last_type: str | None
     last_status: str | None
     events_count: int
+    errors: list[dict[str, Any]] | None = None
+    """What is known of each start that ended badly, newest last; only of a single run."""
 
 
 _COLUMNS = """r.tenant_id, r.key, r.run_id, r.owner, r.state, coalesce(r.tool, r.job) AS job, r.agent_id, r.attempt,
-    r.max_attempts, r.progress, r.error_code, r.error_message, r.first_seen_at, r.due_at, r.started_at,
+    r.max_attempts, r.failures, r.crashes, r.max_crashes, r.progress,
+    r.error_code, r.error_message, r.first_seen_at, r.due_at, r.started_at,
     r.lease_until_at, r.done_at, onceonly_now() AS read_at,
     t.last_at, t.last_type, t.last_status, coalesce(t.events_count, 0) AS events_count"""
 
@@ -113,7 +119,9 @@ def total(wanted: Filter) -> Statement[int]:
     return Statement("listing.total", sa.text(query), lambda r: int(r.scalar_one()), params)
 
 
-_BY_KEY = sa.text(f"SELECT {_COLUMNS} FROM {_HEADED} WHERE r.tenant_id = :tenant_id AND r.key = :key")
+_BY_KEY = sa.text(
+    f"SELECT {_COLUMNS}, r.errors FROM {_HEADED} WHERE r.tenant_id = :tenant_id AND r.key = :key"
+)
 
 
 def by_key(tenant_id: str, key: str) -> Statement[ListedRun | None]:

@@ -7,14 +7,15 @@ import sqlalchemy as sa
 from onceonly_jobs.domain.runs import Claim, Run
 from onceonly_jobs.domain.states import Owner, RunState
 from onceonly_jobs.store.events import ATTEMPT_MS, elapsed_ms, event_row, recording
-from onceonly_jobs.store.governance import booked, reason, settlement
+from onceonly_jobs.store.governance import charged, reason, settlement
 from onceonly_jobs.store.webhooks import failures
 
 RUN_COLUMNS = """id, key, run_id, owner, state, version, fencing_token, lease_id, lease_ttl_s, lease_until_at,
     deadline_at, first_seen_at, done_at, result, result_hash, error_code, error_message, onceonly_now() AS read_at"""
 
 CLAIM_COLUMNS = """id, tenant_id, key, run_id, job, agent_id, worker_lease_id, fencing_token, attempt,
-    max_attempts, metadata, deadline_at, started_at, decision_id, first_seen_at, effect, due_at, traceparent"""
+    max_attempts, failures, crashes, max_crashes, metadata, deadline_at, started_at, decision_id, first_seen_at,
+    effect, due_at, traceparent"""
 
 
 def repeatable(effect: str) -> str:
@@ -26,6 +27,31 @@ REPEATABLE = repeatable("effect")
 
 # A call that was stopped before it was sent is forgotten: a repeat is a call like the first.
 NEVER_SENT = "(effect IS NOT NULL AND attempt = 0)"
+
+# From one sequence for all keys, so that a key's tokens grow on when its row was deleted in between.
+NEXT_TOKEN = "greatest(fencing_token + 1, nextval('fencing_tokens'))"  # noqa: S105 (no secret)
+
+# A replay concludes under a decision of its own. Of two, the later holds: a version that does not know of replays
+# leaves the earlier one's replay where it was when the key is taken again.
+LATEST_DECISION = "greatest(concludes_id, decision_id)"
+"""The decision whose outcome the run's latest end is: it names this failure, and no later one of the same run."""
+
+ERRORS_KEPT = 50
+LONGEST_ERROR = 1000
+
+
+def with_error(kind: str, code: str, message: str, *, more: str = "") -> str:
+    """SQL for `errors` with what is known of the start that ends now; of the oldest, the 51st is dropped.
+
+    kind, code and message are SQL: `error`, `timeout`, `crash` or `handed_back`, and what says more. more: further
+    pairs, as SQL that begins with a comma.
+    """
+    return f"""(CASE WHEN jsonb_array_length(coalesce(errors, '[]')) >= {ERRORS_KEPT} THEN errors - 0
+        ELSE coalesce(errors, '[]') END) || jsonb_build_array(jsonb_strip_nulls(jsonb_build_object(
+        'attempt', attempt, 'at', onceonly_now(), 'kind', {kind}, 'code', {code},
+        'message', left({message}, {LONGEST_ERROR}), 'worker', worker_id, 'pid', worker_pid,
+        'started_at', started_at{more})))"""
+
 
 FINISHED = "state IN ('completed', 'failed', 'cancelled')"
 
@@ -68,6 +94,9 @@ def to_claim(row: sa.RowMapping) -> Claim:
         fencing_token=row["fencing_token"],
         attempt=row["attempt"],
         max_attempts=row["max_attempts"],
+        failures=row["failures"],
+        crashes=row["crashes"],
+        max_crashes=row["max_crashes"],
         metadata=row["metadata"] or {},
         deadline_at=row["deadline_at"],
         claimed_at=row["started_at"],
@@ -134,7 +163,7 @@ def finished(
     ), concluded AS (
         INSERT INTO audit_outcomes
             (decision_id, tenant_id, outcome, error_code, spend_micro_usd, overrun, latency_ms)
-        SELECT decision_id, tenant_id, state, error_code, {booked(actual, given_back)},
+        SELECT {LATEST_DECISION}, tenant_id, state, error_code, {charged(actual, given_back)},
                coalesce({actual} > reserved_micro_usd, false), CAST({ATTEMPT_MS} AS bigint)
         FROM {source} WHERE decision_id IS NOT NULL
         ON CONFLICT (decision_id) DO NOTHING

@@ -79,7 +79,11 @@ locks = sa.Table(
     sa.Column("metadata", JSON),
     sa.Column("fingerprint", sa.Text),
     sa.Column("request_id", sa.Text),
+    sa.Index("ix_locks_expired", "locked_until_at"),
 )
+
+fencing_tokens = sa.Sequence("fencing_tokens", data_type=sa.BigInteger, metadata=metadata)
+"""Tokens grow over all keys, so that a key's grow on when its row was deleted in between."""
 
 runs = sa.Table(
     "runs",
@@ -108,6 +112,16 @@ runs = sa.Table(
     sa.Column("queue", sa.Text),
     _required("attempt", sa.Integer(), "0"),
     _required("max_attempts", sa.Integer(), "1"),
+    # `attempt` counts starts, these two how those ended: a handler that failed, a worker that died. A run that a
+    # stopping worker hands back counts as neither.
+    _required("failures", sa.Integer(), "0"),
+    _required("crashes", sa.Integer(), "0"),
+    _required("max_crashes", sa.Integer(), "3"),
+    # What is known of each start that did not end well, oldest first.
+    sa.Column("errors", JSONB),
+    # Who holds the claim: the random name of a worker, and its process.
+    sa.Column("worker_id", sa.Text),
+    sa.Column("worker_pid", sa.Integer),
     sa.Column("due_at", Time),
     sa.Column("publish_at", Time),
     _required("publications", sa.Integer(), "0"),
@@ -131,6 +145,8 @@ runs = sa.Table(
     sa.Column("confirm_at", Time),
     _required("confirmations", sa.Integer(), "0"),
     sa.Column("decision_id", sa.BigInteger),
+    # Of a replayed dead letter: the decision to replay it, whose outcome the run's next end is.
+    sa.Column("concludes_id", sa.BigInteger),
     # What the decision reserved, and for which windows of its agent: given back or settled there.
     # By this name the policy knows the run: its job's, or for a tool call the tool's.
     sa.Column("tool", sa.Text),
@@ -157,6 +173,13 @@ runs = sa.Table(
         sa.text("id DESC"),
         postgresql_where=sa.text("state IN ('failed', 'cancelled')"),
     ),
+    # Dead letters, oldest first; and what the retention time is over for.
+    sa.Index("ix_runs_dead", "tenant_id", "done_at", "id", postgresql_where=sa.text("dead_lettered")),
+    sa.Index(
+        "ix_runs_retention",
+        "retain_until_at",
+        postgresql_where=sa.text("state IN ('completed', 'failed', 'cancelled')"),
+    ),
     # The relay's two questions: what is due, and whose claim has expired.
     sa.Index("ix_runs_due", "publish_at", postgresql_where=sa.text("state = 'queued'")),
     # The kill switch's question.
@@ -166,6 +189,8 @@ runs = sa.Table(
         "agent_id",
         postgresql_where=sa.text("state IN ('queued', 'in_progress') AND owner = 'server'"),
     ),
+    # Whether the run of some actions is still there.
+    sa.Index("ix_runs_acting", "decision_id", postgresql_where=sa.text("job = 'onceonly.actions'")),
     # Whether a schedule's earlier runs are still active.
     sa.Index(
         "ix_runs_schedule",
@@ -200,6 +225,9 @@ run_actions = sa.Table(
     sa.Column("outcome", sa.Text),
     sa.Column("message", sa.Text),
     sa.Column("result", JSON),
+    # Whether an action still waits for a call, and what is left of runs whose keys were taken again.
+    sa.Index("ix_run_actions_call", "call_id", postgresql_where=sa.text("done_at IS NULL")),
+    sa.Index("ix_run_actions_old", "at"),
 )
 
 agents = sa.Table(
@@ -283,6 +311,7 @@ jobs = sa.Table(
     _required("registered_at", Time, "onceonly_now()"),
     # Of a Python function that agents may call as a tool; null for any other job.
     sa.Column("effect", sa.Text),
+    sa.Column("max_crashes", sa.Integer),
 )
 
 schedules = sa.Table(
@@ -408,6 +437,7 @@ timelines = sa.Table(
     sa.Column("last_status", sa.Text),
     _required("events_count", sa.BigInteger(), "1"),
     sa.Index("ix_timelines_latest", "tenant_id", sa.text("last_at DESC")),
+    sa.Index("ix_timelines_old", "last_at"),
 )
 
 feed_events = sa.Table(
@@ -425,6 +455,7 @@ feed_events = sa.Table(
     sa.Column("message", sa.Text),
     sa.Column("data", JSON),
     sa.Index("ix_feed_events_recent", "tenant_id", sa.text("id DESC")),
+    sa.Index("ix_feed_events_old", "at"),
 )
 
 webhooks = sa.Table(
@@ -534,4 +565,35 @@ audit_sealed = sa.Table(
     sa.UniqueConstraint("seal", "position"),
 )
 
-APPEND_ONLY = (audit_decisions, audit_outcomes, policy_versions, audit_seals, audit_sealed)
+audit_checkpoints = sa.Table(
+    "audit_checkpoints",
+    metadata,
+    # Where verification goes on after the rows up to a seal were exported and deleted.
+    sa.Column("seal", sa.BigInteger, primary_key=True, autoincrement=False),
+    _required("hash", sa.Text()),
+    _required("rows_pruned", sa.BigInteger()),
+    _required("export_sha256", sa.Text()),
+    _required("pruned_at", Time, "onceonly_now()"),
+)
+
+workers = sa.Table(
+    "workers",
+    metadata,
+    # What each worker says of itself. Identity is random, per process: names and process ids are for people.
+    sa.Column("id", sa.Text, primary_key=True),
+    _required("name", sa.Text()),
+    _required("hostname", sa.Text()),
+    _required("pid", sa.Integer()),
+    sa.Column("queues", ARRAY(sa.Text), nullable=False),
+    _required("concurrency", sa.Integer()),
+    _required("state", sa.Text()),
+    _required("active", sa.Integer(), "0"),
+    _required("started_at", Time, "onceonly_now()"),
+    _required("seen_at", Time, "onceonly_now()"),
+    sa.Column("last_message_at", Time),
+    sa.Column("last_claim_at", Time),
+    sa.CheckConstraint("state IN ('serving', 'draining', 'stuck')", name="state"),
+    sa.Index("ix_workers_seen", "seen_at"),
+)
+
+APPEND_ONLY = (audit_decisions, audit_outcomes, policy_versions, audit_seals, audit_sealed, audit_checkpoints)

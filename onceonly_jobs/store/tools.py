@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 
 from onceonly_jobs.domain.effects import Effect
+from onceonly_jobs.store.rowset import numbered, only, to_rows
 from onceonly_jobs.store.statement import Statement, many, nothing, one_or_none
 
 
@@ -42,7 +44,7 @@ _COLUMNS = """tenant_id, scope_id, name, url, auth_type, secret_id, secret_mask,
     max_retries, enabled, description, effect, confirm_url, dedup_ttl_s"""
 
 
-def _tool(row: sa.RowMapping) -> Tool:
+def _tool(row: Mapping[Any, Any]) -> Tool:
     plain = {name: value for name, value in row.items() if not name.startswith("secret_")}
     secret = Secret(id=row["secret_id"], mask=row["secret_mask"], sealed=row["secret_sealed"])
     return Tool(**{**plain, "effect": Effect(row["effect"]), "secret": secret})
@@ -103,17 +105,28 @@ WHERE t.tenant_id = {tenant_id} AND t.scope_id IN ('global', 'agent:' || {agent_
 ORDER BY t.scope_id = 'global' LIMIT 1"""
 
 
-_FOR_CALL = sa.text(meant(_COLUMNS, ":tenant_id", ":agent_id", ":name"))
+_FOR_CALLS = sa.text(f"""
+SELECT q.n, t.* FROM json_to_recordset(CAST(:asked AS json)) AS q (n integer, tenant_id text, agent_id text, tool text)
+CROSS JOIN LATERAL ({meant(_COLUMNS, "q.tenant_id", "q.agent_id", "q.tool")}) t
+""")
+
+
+def for_calls(asked: Sequence[tuple[str, str, str]]) -> Statement[list[Tool | None]]:
+    """The tools that names mean to agents, of (tenant_id, agent_id, name): its own, or else the global one.
+
+    They may be disabled.
+    """
+    rows = [{"tenant_id": tenant, "agent_id": agent, "tool": name} for tenant, agent, name in asked]
+
+    def read(row: sa.RowMapping) -> Tool:
+        return _tool({name: value for name, value in row.items() if name != "n"})
+
+    return Statement("tools.for_call", _FOR_CALLS, numbered(len(rows), read), {"asked": to_rows(rows)})
 
 
 def for_call(tenant_id: str, agent_id: str, name: str) -> Statement[Tool | None]:
     """The tool that a name means to an agent: its own, or else the global one. It may be disabled."""
-    return Statement(
-        "tools.for_call",
-        _FOR_CALL,
-        one_or_none(_tool),
-        {"tenant_id": tenant_id, "agent_id": agent_id, "name": name},
-    )
+    return only(for_calls([(tenant_id, agent_id, name)]))
 
 
 _UNKNOWN = sa.text("""

@@ -12,7 +12,7 @@ from onceonly_jobs.domain.fingerprint import compact_json
 from onceonly_jobs.domain.runs import Run
 from onceonly_jobs.domain.states import RunState
 from onceonly_jobs.store.outbox import Due
-from onceonly_jobs.store.rows import CONFIRM_PAUSES_S, RETAINED, RUN_COLUMNS, finished, to_run
+from onceonly_jobs.store.rows import CONFIRM_PAUSES_S, NEXT_TOKEN, RETAINED, RUN_COLUMNS, finished, to_run
 from onceonly_jobs.store.statement import Statement, many, one_or_none
 
 DID_NOT_HAPPEN = "did_not_happen"
@@ -96,7 +96,7 @@ WITH done AS (
         error_code = CASE WHEN NOT CAST(:happened AS boolean) THEN '{DID_NOT_HAPPEN}' END,
         error_message = CASE WHEN NOT CAST(:happened AS boolean) THEN 'settled: the call did not happen' END,
         repeatable = NOT CAST(:happened AS boolean), version = version + 1,
-        fencing_token = fencing_token + 1, done_at = onceonly_now(),
+        fencing_token = {NEXT_TOKEN}, done_at = onceonly_now(),
         retain_until_at = onceonly_now() + make_interval(secs => coalesce(retention_s, CAST(:retention_s AS integer)))
     WHERE tenant_id = :tenant_id AND key = :key AND state = 'unknown'
         AND (CAST(:decision_id AS bigint) IS NULL OR decision_id = :decision_id)

@@ -15,23 +15,29 @@ from onceonly_jobs.store.statement import Statement, many, nothing
 SLOTS = 8
 
 THIS_MONTH = "date_trunc('month', onceonly_now() AT TIME ZONE 'UTC')::date"
-MONTH_USAGE = f"""
+
+
+def month_usage(tenant_id: str, kind: Kind | None = None) -> str:
+    """SQL for what a tenant has used in the current month. Without a kind, that is the parameter `kind`."""
+    counted = ":kind" if kind is None else f"'{kind}'"
+    return f"""
 (SELECT coalesce(sum(u.usage), 0)::bigint FROM usage_counters u
- WHERE u.tenant_id = :tenant_id AND u.kind = :kind AND u.day >= {THIS_MONTH})
+ WHERE u.tenant_id = {tenant_id} AND u.kind = {counted} AND u.day >= {THIS_MONTH})
 """
 
 
 def counting(kind: Kind, source: str, *, usage: str, charged: str = "0", polling: str = "0") -> str:
     """A CTE body that counts one request per row of `source`; the other arguments are SQL over its columns.
 
-    No row, no count: a statement that has to be asked again is counted once.
+    No row, no count: a statement that has to be asked again is counted once. The order keeps concurrent statements
+    from deadlocking.
     """
     return f"""
     INSERT INTO usage_counters AS c
         (tenant_id, kind, day, slot, usage, requests_total, charged_total, polling_total)
-    SELECT :tenant_id, '{kind}', (onceonly_now() AT TIME ZONE 'UTC')::date, CAST(:slot AS smallint),
-           ({usage})::int, 1, ({charged})::int, ({polling})::int
-    FROM {source}
+    SELECT tenant_id, '{kind}', (onceonly_now() AT TIME ZONE 'UTC')::date, CAST(:slot AS smallint),
+           sum(({usage})::int), count(*), sum(({charged})::int), sum(({polling})::int)
+    FROM {source} GROUP BY tenant_id ORDER BY tenant_id
     ON CONFLICT (tenant_id, kind, day, slot) DO UPDATE SET
         usage = c.usage + excluded.usage, requests_total = c.requests_total + excluded.requests_total,
         charged_total = c.charged_total + excluded.charged_total,
@@ -110,7 +116,7 @@ def all_time(tenant_id: str) -> Statement[Counters]:
 # they are read before the row is locked; then the row is right.
 _LOCK_CAP = sa.text(f"""
 INSERT INTO usage_caps AS c (tenant_id, kind, month, usage)
-VALUES (:tenant_id, :kind, {THIS_MONTH}, {MONTH_USAGE})
+VALUES (:tenant_id, :kind, {THIS_MONTH}, {month_usage(":tenant_id")})
 ON CONFLICT (tenant_id, kind, month) DO UPDATE SET usage = greatest(c.usage, excluded.usage)
 RETURNING c.usage
 """)

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from onceonly_jobs.domain.plans import Kind
-from onceonly_jobs.store.governance import window_end
+from onceonly_jobs.store.governance import LIMITS, window_end
 from onceonly_jobs.store.statement import Statement, count, many, one_or_none
 
 PAUSES_S = (5, 60, 300, 1800, 7200, 18_000, 36_000)
@@ -75,8 +75,7 @@ def limits(source: str, tool: str, condition: str = "true") -> str:
                concat_ws(':', s.code, CAST(extract(epoch FROM {ends}) AS bigint),
                          CASE s.code WHEN 'max_calls_per_tool_exceeded' THEN {tool} END, s.agent_id)
         FROM {source} s {_TOLD}
-        WHERE s.code IN ('max_actions_per_hour_exceeded', 'max_calls_per_tool_exceeded',
-                         'max_spend_usd_per_day_exceeded') AND {condition}
+        WHERE s.code IN {LIMITS} AND {condition}
         ON CONFLICT (tenant_id, once) DO NOTHING
     )"""
 
@@ -342,10 +341,11 @@ def failed(delivery: Delivery, status: int | None, error: str) -> Statement[int]
 
 
 _FORGET = sa.text(f"""
-DELETE FROM notifications WHERE id IN (
-    SELECT id FROM notifications
-    WHERE state <> 'pending' AND at < onceonly_now() - interval '{KEPT_DAYS} days' ORDER BY at LIMIT :batch
-)
+DELETE FROM notifications WHERE ctid = ANY (ARRAY (
+    SELECT ctid FROM notifications
+    WHERE state <> 'pending' AND at < onceonly_now() - interval '{KEPT_DAYS} days'
+    ORDER BY at LIMIT :batch FOR UPDATE SKIP LOCKED
+))
 """)
 
 

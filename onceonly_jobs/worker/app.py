@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import time
-from pathlib import Path
 from typing import Any
 
 from billiard.exceptions import Terminated
@@ -14,6 +12,7 @@ from celery import Celery, Task, signals
 from celery.exceptions import Retry as CeleryRetry
 from celery.utils.log import get_multiprocessing_logger
 from celery.utils.nodenames import default_nodename, gethostname
+from celery.worker.request import Request
 from sqlalchemy.exc import SQLAlchemyError
 
 from onceonly_jobs.config import Settings
@@ -23,16 +22,23 @@ from onceonly_jobs.services import claims, schedules
 from onceonly_jobs.store.database import Database
 from onceonly_jobs.telemetry import configure_logging
 from onceonly_jobs.worker import confirm
+from onceonly_jobs.worker.deaths import QuickLook, reporting_requests
+from onceonly_jobs.worker.files import READY_FILE, touch
 from onceonly_jobs.worker.handlers import allowed_addresses, builtin
 from onceonly_jobs.worker.jobs import Job, Registry, default_registry
+from onceonly_jobs.worker.life import live
 from onceonly_jobs.worker.lifecycle import Fate, Outcome, run_job
+from onceonly_jobs.worker.monitored import WatchedStep
 from onceonly_jobs.worker.operators import show_to_operators
 from onceonly_jobs.worker.runtime import Runtime
+from onceonly_jobs.worker.turns import Turns
 
 logger = logging.getLogger(__name__)
 
-READY_FILE = "ONCEONLY_READY_FILE"
 ANNOUNCE_PAUSE_S = 2.0
+
+_AT_EASE = frozenset((Fate.COMPLETED, Fate.FAILED, Fate.RETRIED, Fate.CANCELLED, Fate.NOT_CLAIMED))
+"""After these, a worker is as able to go on as before."""
 
 
 class RunFailed(Exception):
@@ -53,11 +59,14 @@ def create_worker(settings: Settings | None = None, registry: Registry | None = 
         task_queues=[queue(name) for name in sorted(_queues(settings, jobs))],
         beat_scheduler="onceonly_jobs.worker.beat:Scheduler",
     )
+    app.steps["worker"].update((QuickLook, WatchedStep))
+    request, turns = reporting_requests(runtime), Turns(runtime, jobs)
     for job in jobs:
-        _add_task(app, runtime, job)
+        _add_task(app, runtime, job, request, turns)
     confirm.add_task(app, runtime, jobs, allowed_addresses(settings))
     app.onceonly = runtime
     _connect_signals(app, runtime, jobs)
+    live(app, runtime, [job.name for job in jobs])
     show_to_operators(app, settings)
     return app
 
@@ -66,15 +75,19 @@ def _queues(settings: Settings, jobs: Registry) -> set[str]:
     return {settings.default_queue, *(job.queue or settings.default_queue for job in jobs)}
 
 
-def _add_task(app: Celery, runtime: Runtime, job: Job) -> None:
+def _add_task(app: Celery, runtime: Runtime, job: Job, request: type[Request], turns: Turns) -> None:
     def execute(self: Task, run: int, **_shown: Any) -> str:
-        return _celery_result(run_job(runtime, job, run))
+        outcome = run_job(runtime, job, run)
+        if job in turns and outcome.fate in _AT_EASE:
+            turns.take(str(self.request.delivery_info.get("routing_key")), self.request.hostname)
+        return _celery_result(outcome)
 
     execute.__doc__ = job.handler.__doc__
     app.task(
         execute,
         name=job.name,
         bind=True,
+        Request=request,
         shared=False,
         lazy=False,
         ignore_result=True,
@@ -84,7 +97,7 @@ def _add_task(app: Celery, runtime: Runtime, job: Job) -> None:
 
 def _celery_result(outcome: Outcome) -> str:
     """The outcome as Celery's monitors show it. Nothing depends on it: results are in the database."""
-    if outcome.fate in (Fate.RETRIED, Fate.UNREACHABLE):
+    if outcome.fate in (Fate.RETRIED, Fate.HANDED_BACK, Fate.UNREACHABLE):
         raise CeleryRetry(exc=RunFailed(outcome.detail or "the database is away"))
     if outcome.fate is Fate.CANCELLED:
         raise Terminated("the run was cancelled")
@@ -120,13 +133,6 @@ def _declare(settings: Settings, database: Database, jobs: Registry) -> None:
         logger.info("schedule %s was deleted over the API, and stays so", name)
 
 
-def touch_ready_file() -> None:
-    """Tell whoever started this process that it serves now."""
-    path = os.environ.get(READY_FILE)
-    if path:
-        Path(path).touch()
-
-
 def _connect_signals(app: Celery, runtime: Runtime, jobs: Registry) -> None:
     settings, component = runtime.settings, ["beat"]  # unless it turns out to be a worker
 
@@ -147,7 +153,7 @@ def _connect_signals(app: Celery, runtime: Runtime, jobs: Registry) -> None:
 
     def ready(sender: Any, **_: Any) -> None:
         if sender.app is app:
-            touch_ready_file()
+            touch(READY_FILE)
 
     signals.celeryd_init.connect(named, weak=False)
     signals.setup_logging.connect(logging_set_up, weak=False)

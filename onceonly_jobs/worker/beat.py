@@ -14,15 +14,17 @@ from onceonly_jobs.dispatch.figures import DatabaseFigures
 from onceonly_jobs.dispatch.hints import HintSender
 from onceonly_jobs.dispatch.relay import Relay
 from onceonly_jobs.store.database import Database
-from onceonly_jobs.worker.app import touch_ready_file
 from onceonly_jobs.worker.courier import Courier
+from onceonly_jobs.worker.files import ALIVE_FILE, READY_FILE, touch
+from onceonly_jobs.worker.janitor import Janitor
 from onceonly_jobs.worker.operators import start_exporter
 from onceonly_jobs.worker.ticker import TickerThread
 
 
 def make_relay(settings: Settings) -> Relay:
-    """A relay with connections of its own, and a courier of notifications beside it."""
+    """A relay with connections of its own, and a courier of notifications and a janitor beside it."""
     Courier(settings).start()
+    Janitor(settings).start()
     database = Database(settings.require_database_url(), pool_size=2)
     return Relay(settings, database, Publisher(settings), HintSender(settings))
 
@@ -62,12 +64,13 @@ class Scheduler(beat.Scheduler):  # type: ignore[misc]
         if time.monotonic() >= self._relay_at:
             self._relay_at = time.monotonic() + self._relay.tick()
             self._say_ready()
+            touch(ALIVE_FILE)
         return max(0.0, min(delay_s, self._relay_at - time.monotonic()))
 
     def _say_ready(self) -> None:
         if not self._ready:
             self._ready = True
-            touch_ready_file()
+            touch(READY_FILE)
 
     def close(self) -> None:
         """Stop, once what has begun is done."""

@@ -76,6 +76,26 @@ class JobContext:
         return self._claim.max_attempts
 
     @property
+    def failures(self) -> int:
+        """How many starts before this one ended by an exception."""
+        return self._claim.failures
+
+    @property
+    def crashes(self) -> int:
+        """How many starts before this one ended with their worker."""
+        return self._claim.crashes
+
+    @property
+    def attempts_left(self) -> int:
+        """How many more starts there are if this one fails."""
+        return self._claim.attempts_left
+
+    @property
+    def last_attempt(self) -> bool:
+        """If this start fails, the run does."""
+        return self._claim.attempts_left == 0
+
+    @property
     def first_seen_at(self) -> datetime:
         """When its key was first taken, by the database's clock."""
         return self._claim.first_seen_at

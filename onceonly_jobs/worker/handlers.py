@@ -57,7 +57,7 @@ def builtin(runtime: Runtime, own: Registry | None = None) -> Registry:
         """Carries out a tool call that governance has allowed."""
         return carry_out(ctx, runtime, allowed)
 
-    @registry.job(runs.ACTIONS, max_attempts=runs.ACTION_ATTEMPTS)
+    @registry.job(runs.ACTIONS, max_attempts=runs.ACTION_ATTEMPTS, max_crashes=runs.ACTION_ATTEMPTS)
     def actions(ctx: JobContext) -> dict[str, Any]:
         """Makes the tool calls of `metadata.actions`, each as governance decides."""
         return actions_job.carry_out(ctx, runtime, jobs.get)

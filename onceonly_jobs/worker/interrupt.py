@@ -29,6 +29,8 @@ class Reason(Enum):
     """somebody cancelled the run"""
     LOST = auto()
     """its claim has expired, or another worker holds the run"""
+    STOPPING = auto()
+    """its worker ends, and hands the run back"""
 
 
 class Interrupted(BaseException):

@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from onceonly_jobs.contracts.schedules import MisfireName, OverlapName, ScheduleRequest
 from onceonly_jobs.domain.effects import Effect
 from onceonly_jobs.domain.retries import RETRY_BASE_S, RETRY_MAX_S
-from onceonly_jobs.domain.runs import JobSpec
+from onceonly_jobs.domain.runs import MAX_CRASHES, JobSpec
 from onceonly_jobs.domain.schedules import BadSchedule
 from onceonly_jobs.errors import ConfigError
 from onceonly_jobs.services.calls import FUNCTION, MAX_ATTEMPTS
+from onceonly_jobs.services.runs import INTERNAL
 from onceonly_jobs.services.schedules import check_run, definition_of
 from onceonly_jobs.worker.context import JobContext
 from onceonly_jobs.worker.functions import Confirm, ToolFunction
@@ -26,6 +27,9 @@ TOOL_NAME = re.compile(r"[a-zA-Z0-9_.:-]{1,128}")
 
 Handler = Callable[[JobContext], Any]
 """Takes the context, returns the result (or a coroutine of it)."""
+
+Exceptions = type[BaseException] | tuple[type[BaseException], ...] | None
+"""As `except` takes them."""
 
 F = TypeVar("F", bound=Handler)
 T = TypeVar("T", bound=Callable[..., Any])
@@ -40,9 +44,14 @@ class Job:
     queue: str | None = None
     match: str | None = None
     max_attempts: int = 3
+    max_crashes: int = MAX_CRASHES
     time_limit_s: int | None = None
     retry_base_s: float = RETRY_BASE_S
     retry_max_s: float = RETRY_MAX_S
+    retry_on: Exceptions = None
+    """Only these are worth another attempt; None: any is."""
+    give_up_on: Exceptions = None
+    """Not worth another attempt, even where `retry_on` has them."""
     schedule: ScheduleRequest | None = None
     """When it runs by itself."""
     effect: Effect | None = None
@@ -52,10 +61,24 @@ class Job:
     def __post_init__(self) -> None:
         if not self.name or len(self.name) > 256 or not self.name.isprintable():
             raise ConfigError(f"job name {self.name!r}: must be 1 to 256 printable characters")
-        for field in ("max_attempts", "time_limit_s", "retry_base_s", "retry_max_s"):
+        for field in ("max_attempts", "max_crashes", "time_limit_s", "retry_base_s", "retry_max_s"):
             value = getattr(self, field)
             if value is not None and value <= 0:
                 raise ConfigError(f"job {self.name!r}: {field} must be above 0")
+        for field in ("retry_on", "give_up_on"):
+            object.__setattr__(self, field, _exceptions(self.name, field, getattr(self, field)))
+
+    @property
+    def light(self) -> bool:
+        """Whether a worker may take several of its runs at once: nothing of theirs has to be kept one by one."""
+        ours = self.name.startswith(INTERNAL)
+        return self.time_limit_s is None and self.effect is None and self.max_crashes > 1 and not ours
+
+    def retries(self, error: BaseException) -> bool:
+        """Whether another attempt may go better than the one that ended with this."""
+        if isinstance(error, self.give_up_on or ()):
+            return False
+        return self.retry_on is None or isinstance(error, self.retry_on)
 
     def spec(self, default_queue: str) -> JobSpec:
         """The job as the API and the relay know it."""
@@ -65,6 +88,7 @@ class Job:
             queue=self.queue or default_queue,
             match=self.match,
             max_attempts=self.max_attempts,
+            max_crashes=self.max_crashes,
             time_limit_s=self.time_limit_s,
             description=lines[0].strip() if lines else "",
             effect=None if self.effect is None else self.effect.value,
@@ -111,9 +135,12 @@ class Registry:
         queue: str | None = None,
         match: str | None = None,
         max_attempts: int = 3,
+        max_crashes: int = MAX_CRASHES,
         time_limit_s: int | None = None,
         retry_base_s: float = RETRY_BASE_S,
         retry_max_s: float = RETRY_MAX_S,
+        retry_on: Exceptions = None,
+        give_up_on: Exceptions = None,
         cron: str | None = None,
         every_s: int | None = None,
         tz: str = "UTC",
@@ -132,9 +159,12 @@ class Registry:
         name: what runs call it by; default: the function's own name.
         queue: Celery queue of its runs; default: ONCEONLY_DEFAULT_QUEUE.
         match: key pattern, like `report:daily:*`, of runs that name no job but are meant for this one.
-        max_attempts: how often a run may be started before it fails for good.
+        max_attempts: how many failures make a run fail for good.
+        max_crashes: how many deaths of its worker do; the two are counted apart.
         time_limit_s: longest one attempt may take; the run's own `ttl` bounds it too.
         retry_base_s, retry_max_s: exponential backoff between attempts.
+        retry_on: exceptions that are worth another attempt; any other ends the run. Default: any is.
+        give_up_on: exceptions that end the run at once, even where retry_on has them.
         cron or every_s: it runs by itself, under a schedule of its name; tz, misfire, misfire_grace_s,
         catch_up_limit, jitter_s, overlap, payload and agent_id are that schedule's, see docs/SCHEDULES.md.
         """
@@ -238,6 +268,16 @@ def _schedule(job: str, fields: dict[str, Any]) -> ScheduleRequest:
     except BadSchedule as error:
         raise ConfigError(f"job {job!r}: {error.field}: {error}") from None
     return request
+
+
+def _exceptions(job: str, field: str, given: Any) -> Exceptions:
+    """What `except` would take, as a tuple. Raises ConfigError for anything else."""
+    if given is None:
+        return None
+    kinds = tuple(given) if isinstance(given, list | tuple) else (given,)
+    if not kinds or not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+        raise ConfigError(f"job {job!r}: {field} must be exception types, not {given!r}")
+    return kinds
 
 
 def _place(handler: Handler) -> str:

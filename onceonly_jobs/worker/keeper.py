@@ -28,13 +28,18 @@ RETRY_S = 1.0
 STARVED_LEASES = 4
 """After so many leases without a chance to run, the process is given up."""
 LAST_WORDS_S = 5.0
+LOOK_S = 0.25
+"""How often to see whether the worker is to end: its main process can't wake this thread, only leave word."""
 STDERR = 2
 
 
 class Keeper:
     """Keeps a claim alive while its handler runs, and stops the handler when the claim can't be kept."""
 
-    def __init__(self, runtime: Runtime, claim: Claim, interrupt: Interrupt) -> None:
+    def __init__(
+        self, runtime: Runtime, claim: Claim, interrupt: Interrupt, *, since: float | None = None
+    ) -> None:
+        """since: when the claim was asked for, by time.monotonic(); by default it has just been made."""
         self._runtime = runtime
         self._settings = runtime.settings
         self._claim = claim
@@ -42,32 +47,53 @@ class Keeper:
         self._wake = threading.Event()
         self._over = threading.Event()
         self._watching = threading.Lock()
-        now = time.monotonic()
+        now = time.monotonic() if since is None else since
         self._lease_until = now + self._settings.worker_lease_s
         self._deadline = now + (claim.deadline_at - claim.claimed_at).total_seconds()
         self._wake_at = min(now + self._settings.worker_heartbeat_s, self._deadline)
         # In a copy of the context, so that its log lines have the run's names too.
-        self._thread = threading.Thread(
-            target=contextvars.copy_context().run, args=(self._keep,), name=f"keeper-{claim.id}", daemon=True
-        )
+        self._context = contextvars.copy_context()
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Keeper:
-        self._thread.start()
+        self.start()
         return self
+
+    def start(self) -> None:
+        """Begin to keep it, unless that is over. Whoever starts it later than at once keeps the claim until then."""
+        with self._watching:
+            if self._thread is None and not self._over.is_set():
+                self._thread = threading.Thread(
+                    target=self._context.run, args=(self._keep,), name=f"keeper-{self._claim.id}", daemon=True
+                )
+                # Before the handler is called: on a busy machine it may hold the interpreter before that thread runs.
+                self._arm()
+                self._thread.start()
+
+    def end(self) -> None:
+        """The handler has returned, and what it did is recorded."""
+        with self._watching:
+            if self._thread is None:
+                self._over.set()
+        if not self._over.is_set():
+            self._unwatch(over=True)
+            self._wake.set()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        self._unwatch(over=True)
-        self._wake.set()
+        self.end()
 
     def _watch(self) -> None:
         """End this process if even this thread does not get to run: a handler may hold the interpreter."""
         with self._watching:
-            if self._runtime.expendable and not self._over.is_set():
-                settings = self._settings
-                after_s = STARVED_LEASES * settings.worker_lease_s + settings.time_limit_grace_s
-                faulthandler.dump_traceback_later(after_s, exit=True, file=STDERR)
+            self._arm()
+
+    def _arm(self) -> None:
+        if self._runtime.expendable and not self._over.is_set():
+            settings = self._settings
+            after_s = STARVED_LEASES * settings.worker_lease_s + settings.time_limit_grace_s
+            faulthandler.dump_traceback_later(after_s, exit=True, file=STDERR)
 
     def _unwatch(self, over: bool = False) -> None:
         with self._watching:
@@ -88,16 +114,23 @@ class Keeper:
     def _keep(self) -> None:
         while not self._over.is_set():
             self._watch()
-            self._wake.wait(max(0.0, self._wake_at - time.monotonic()))
-            self._wake.clear()
+            self._sleep()
             if self._over.is_set():
                 return
-            reason = self._trouble()
+            reason = Reason.STOPPING if self._runtime.shared.out_of_time else self._trouble()
             if reason is not None:
                 self._watch()
                 self._stop_handler(reason)
                 self._unwatch()
                 return
+
+    def _sleep(self) -> None:
+        """Until the next heartbeat is due, somebody asks for one, or the worker is to end."""
+        while not self._runtime.shared.out_of_time:
+            left_s = self._wake_at - time.monotonic()
+            if left_s <= 0 or self._wake.wait(min(left_s, LOOK_S)):
+                break
+        self._wake.clear()
 
     def _trouble(self) -> Reason | None:
         """Why the handler has to stop, or None: the claim is good for another lease."""
@@ -132,7 +165,7 @@ class Keeper:
 
     def _stop_handler(self, reason: Reason) -> None:
         self._interrupt.announced = reason
-        if reason is not Reason.OVERDUE and self._over.wait(self._settings.worker_heartbeat_s):
+        if reason is not Reason.OVERDUE and self._over.wait(self._notice_s(reason)):
             return  # it has noticed by itself
         if not self._interrupt.fire(reason):
             return
@@ -141,6 +174,10 @@ class Keeper:
             self._record_timeout()
         if not self._over.wait(self._settings.time_limit_grace_s):
             self._interrupt.unless_over(self._give_up)
+
+    def _notice_s(self, reason: Reason) -> float:
+        """How long a handler may take to see by itself that it has to stop."""
+        return LOOK_S if reason is Reason.STOPPING else self._settings.worker_heartbeat_s
 
     def _record_timeout(self) -> None:
         """At once: the handler may take its time to stop, or never do."""
@@ -151,6 +188,7 @@ class Keeper:
             failure = claims.Failure(
                 error_code=TIMEOUT,
                 message=TIMEOUT_MESSAGE,
+                kind="timeout",
                 dead_lettered=not claim.tool_call,
                 repeatable=claim.tool_call,
             )

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import logging
 import random
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, TypeVar
 
+from celery.exceptions import WorkerShutdown, WorkerTerminate
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from onceonly_jobs import metrics
 from onceonly_jobs.dispatch.brief import brief
 from onceonly_jobs.domain.retries import retry_delay_s
 from onceonly_jobs.domain.runs import Claim
-from onceonly_jobs.services import claims
+from onceonly_jobs.services import claims, outbox
 from onceonly_jobs.services.claims import Ending
 from onceonly_jobs.store.database import may_pass, refused_value, unreachable
 from onceonly_jobs.worker.context import JobContext
+from onceonly_jobs.worker.deaths import crashed
 from onceonly_jobs.worker.interrupt import Interrupt, Interrupted, Reason
 from onceonly_jobs.worker.jobs import Job
 from onceonly_jobs.worker.keeper import TIMEOUT, TIMEOUT_MESSAGE, Keeper
@@ -56,6 +59,8 @@ class Fate(Enum):
     FAILED = auto()
     RETRIED = auto()
     """queued for another attempt"""
+    HANDED_BACK = auto()
+    """queued for another worker, since this one stops"""
     CANCELLED = auto()
     LOST = auto()
     """the claim had ended before; what the handler did does not count"""
@@ -81,12 +86,18 @@ class Failed:
     result: dict[str, Any] | None = None
     repeatable: bool = False
     never_made: bool = False
+    kind: claims.Kind = "error"
 
 
 @dataclass(frozen=True, slots=True)
 class Retried:
     delay_s: float
     code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandedBack:
     message: str
 
 
@@ -101,10 +112,21 @@ class Held:
 
     message: str
     result: dict[str, Any] | None = None
+    kind: claims.Kind = "error"
 
 
-Verdict = Completed | Failed | Retried | Released | Held
+Verdict = Completed | Failed | Retried | HandedBack | Released | Held
 """How an attempt ended, still to be recorded."""
+
+VERDICTS: dict[type[Verdict], Fate] = {
+    Completed: Fate.COMPLETED,
+    Failed: Fate.FAILED,
+    Retried: Fate.RETRIED,
+    HandedBack: Fate.HANDED_BACK,
+    Released: Fate.CANCELLED,
+    Held: Fate.UNKNOWN,
+}
+"""What becomes of a run whose verdict is accepted."""
 
 
 def run_job(runtime: Runtime, job: Job, run: int, interrupt: Interrupt | None = None) -> Outcome:
@@ -112,6 +134,8 @@ def run_job(runtime: Runtime, job: Job, run: int, interrupt: Interrupt | None = 
 
     interrupt: of a handler that carries this run out within its own, `lent` for that.
     """
+    if interrupt is None and runtime.shared.draining:
+        return _passed_on(runtime, run)
     try:
         claim = _claim(runtime, job, run)
     except SQLAlchemyError as error:
@@ -122,34 +146,48 @@ def run_job(runtime: Runtime, job: Job, run: int, interrupt: Interrupt | None = 
         metrics.count(metrics.MESSAGES, "stale")
         return Outcome(Fate.NOT_CLAIMED)
     metrics.count(metrics.MESSAGES, "claimed")
+    runtime.shared.claimed(claim.claimed_at)
     with observed(claim) as note_fate:
         outcome = _execute(runtime, job, claim, interrupt or Interrupt())
         note_fate(outcome.fate.name.lower())
     return outcome
 
 
+def _passed_on(runtime: Runtime, run: int) -> Outcome:
+    """For another worker, since this one ends: its message is gone, so the relay sends another one, at once."""
+    try:
+        runtime.database.run(outbox.publish_again, run)
+    except SQLAlchemyError as error:
+        logger.warning("run %s: left to the relay, the database is away: %s", run, brief(error))
+    metrics.count(metrics.MESSAGES, "passed_on")
+    return Outcome(Fate.NOT_CLAIMED)
+
+
 def _execute(runtime: Runtime, job: Job, claim: Claim, interrupt: Interrupt) -> Outcome:
     with Keeper(runtime, claim, interrupt) as keeper:
-        context = JobContext(claim, _reporting(runtime, claim, keeper), interrupt, keeper.time_left_s)
+        context = JobContext(claim, reporting(runtime, claim, keeper), interrupt, keeper.time_left_s)
         try:
-            verdict = _attempt(runtime, job, claim, context, interrupt)
-        except (SystemExit, KeyboardInterrupt):  # this process is told to end
-            _hand_back(runtime, claim)
+            verdict = attempted(runtime, job, claim, context, interrupt)
+        except (SystemExit, KeyboardInterrupt) as end:
+            end_of_process(runtime, claim, end)
             raise
-        outcome = _record(runtime, claim, verdict)
-    if outcome.fate in (Fate.COMPLETED, Fate.FAILED, Fate.UNKNOWN):
-        runtime.hints.finished(claim.tenant_id, claim.key)
-        if claim.run_id != claim.key:
-            runtime.hints.moved(claim.tenant_id, claim.run_id)
-    logger.info(
-        "run %s %s: %s, attempt %s %s",
-        claim.id,
-        claim.key,
-        job.name,
-        claim.attempt,
-        outcome.fate.name.lower(),
-    )
+        outcome = recorded(runtime, claim, verdict)
+    runtime.hints.all_finished(news(claim, outcome))
+    log_end(claim, outcome)
     return outcome
+
+
+def news(claim: Claim, outcome: Outcome) -> list[tuple[str, str]]:
+    """Whom to wake when an attempt has ended so: tenants and keys."""
+    if outcome.fate not in (Fate.COMPLETED, Fate.FAILED, Fate.UNKNOWN):
+        return []
+    return [(claim.tenant_id, name) for name in dict.fromkeys((claim.key, claim.run_id))]
+
+
+def log_end(claim: Claim, outcome: Outcome) -> None:
+    """The line that each attempt has."""
+    fate = outcome.fate.name.lower()
+    logger.info("run %s %s: %s, attempt %s %s", claim.id, claim.key, claim.job, claim.attempt, fate)
 
 
 def _claim(runtime: Runtime, job: Job, run: int) -> Claim | None:
@@ -170,12 +208,13 @@ def _claim(runtime: Runtime, job: Job, run: int) -> Claim | None:
             repeated=again,
             retention_s=runtime.settings.retention_s,
             effect=None if job.effect is None else job.effect.value,
+            holder=runtime.holder,
         )
 
     return answered(claim, give_up_after_s=lease_s)
 
 
-def _attempt(runtime: Runtime, job: Job, claim: Claim, context: JobContext, interrupt: Interrupt) -> Verdict:
+def attempted(runtime: Runtime, job: Job, claim: Claim, context: JobContext, interrupt: Interrupt) -> Verdict:
     """Call the handler and judge how it ended."""
     try:
         return _completed(claim, interrupt.call(job.handler, context), runtime.settings.max_result_bytes)
@@ -200,7 +239,7 @@ def _attempt(runtime: Runtime, job: Job, claim: Claim, context: JobContext, inte
         raise
     except BaseException as error:  # CancelledError too: nothing of ours has cancelled it
         logger.warning("run %s %s: %s failed", claim.id, claim.key, job.name, exc_info=error)
-        return _again(job, claim, described(error))
+        return _again(job, claim, described(error), for_good=not job.retries(error))
 
 
 def _completed(claim: Claim, returned: Any, limit_bytes: int) -> Completed:
@@ -236,44 +275,59 @@ def _stopped(claim: Claim, reason: Reason) -> Verdict:
 
 def _timed_out(claim: Claim, result: dict[str, Any] | None = None) -> Verdict:
     if not claim.repeatable:
-        return Held(TIMEOUT_MESSAGE, result)
-    return _given_up(claim, TIMEOUT, TIMEOUT_MESSAGE)
+        return Held(TIMEOUT_MESSAGE, result, "timeout")
+    return _given_up(claim, TIMEOUT, TIMEOUT_MESSAGE, "timeout")
 
 
-def _given_up(claim: Claim, code: str, message: str) -> Failed:
+def _given_up(claim: Claim, code: str, message: str, kind: claims.Kind = "error") -> Failed:
     """After the last attempt: a job is a dead letter, and a tool call forgotten, so that a repeat of it runs."""
-    return Failed(code, message, dead_lettered=not claim.tool_call, repeatable=claim.tool_call)
+    return Failed(code, message, dead_lettered=not claim.tool_call, repeatable=claim.tool_call, kind=kind)
 
 
-def _again(job: Job, claim: Claim, message: str, delay_s: float | None = None) -> Verdict:
+def _again(
+    job: Job, claim: Claim, message: str, delay_s: float | None = None, *, for_good: bool = False
+) -> Verdict:
     if not claim.repeatable:
         return Held(message)
-    if not claim.attempts_left:
+    if for_good or not claim.attempts_left:
         return _given_up(claim, "handler_error", message)
     if delay_s is None:
-        delay_s = retry_delay_s(claim.attempt, random.random(), job.retry_base_s, job.retry_max_s)  # noqa: S311
+        failures = claim.failures + 1
+        delay_s = retry_delay_s(failures, random.random(), job.retry_base_s, job.retry_max_s)  # noqa: S311
     return Retried(delay_s, "handler_error", message)
 
 
 def _back(claim: Claim) -> Verdict:
-    """For another worker to do, where attempts are left. Of a lost claim the refusal leaves its trace."""
+    """For another worker to do. Of a lost claim the refusal leaves its trace."""
     message = "its worker stopped before it was done"
-    if not claim.repeatable:
-        return Held(message)
-    if claim.attempts_left:
-        return Retried(0, "worker_lost", message)
-    return _given_up(claim, "worker_lost", message)
+    return HandedBack(message) if claim.repeatable else Held(message, kind="handed_back")
 
 
-def _hand_back(runtime: Runtime, claim: Claim) -> None:
-    """Without waiting for the claim to expire; but not for long, since this process is to end."""
+def end_of_process(runtime: Runtime, claim: Claim, end: BaseException) -> None:
+    """Without waiting for the claim to expire; but not for long, since this process is to end.
+
+    A handler that ends it by itself is one that kills its worker: handed back, it would do so for ever.
+    """
     try:
-        _ending(runtime, claim, _back(claim))
+        if told_to_end(end, runtime):
+            _ending(runtime, claim, _back(claim))
+        else:
+            crashed(runtime, claim.id, f"the handler ended its process: {described(end)}")
     except Exception as error:
         logger.warning("run %s: not handed back, its claim will expire: %s", claim.id, brief(error))
 
 
-def _record(runtime: Runtime, claim: Claim, verdict: Verdict) -> Outcome:
+def told_to_end(end: BaseException, runtime: Runtime) -> bool:
+    """Whether a signal or the worker has raised it, and not the handler."""
+    if isinstance(end, SystemExit) and runtime.expendable:
+        # What a child of the pool makes of a signal.
+        return isinstance(end.code, int) and 256 + end.code in signal.valid_signals()
+    return isinstance(end, WorkerShutdown | WorkerTerminate) or (
+        isinstance(end, KeyboardInterrupt) and not runtime.expendable  # a child ignores SIGINT
+    )
+
+
+def recorded(runtime: Runtime, claim: Claim, verdict: Verdict) -> Outcome:
     """Store the verdict if the claim is still current, however long the database takes to answer."""
     try:
         ending = answered(lambda: _ending(runtime, claim, verdict))
@@ -281,10 +335,15 @@ def _record(runtime: Runtime, claim: Claim, verdict: Verdict) -> Outcome:
         if not isinstance(verdict, Completed) or not refused_value(error):
             raise
         # A value that passed our checks and not Postgres's own. It would not pass next time either.
-        return _record(runtime, claim, Failed("invalid_result", printable(brief(error))))
+        return recorded(runtime, claim, Failed("invalid_result", printable(brief(error))))
+    return concluded(runtime, claim, verdict, ending)
+
+
+def concluded(runtime: Runtime, claim: Claim, verdict: Verdict, ending: Ending) -> Outcome:
+    """What the database's answer to a verdict means; one that came too late is recorded as that."""
     if ending is Ending.OVERDUE:
         result = verdict.result if isinstance(verdict, Completed) else None
-        return _record(runtime, claim, _timed_out(claim, result))
+        return recorded(runtime, claim, _timed_out(claim, result))
     if ending is Ending.STORED:
         return _stored(verdict)
     return Outcome(Fate.CANCELLED if ending is Ending.CANCELLED else Fate.LOST)
@@ -300,6 +359,8 @@ def _stored(verdict: Verdict) -> Outcome:
             return Outcome(Fate.FAILED, f"{code}: {message}" if message else code)
         case Retried(delay_s=delay_s, message=message):
             return Outcome(Fate.RETRIED, f"in {delay_s:.1f} s: {message}")
+        case HandedBack(message=message):
+            return Outcome(Fate.HANDED_BACK, message)
         case Released():
             return Outcome(Fate.CANCELLED)
 
@@ -309,12 +370,14 @@ def _ending(runtime: Runtime, claim: Claim, verdict: Verdict) -> Ending:
     match verdict:
         case Completed(result=result, cost_usd=cost_usd):
             return database.run(claims.complete, claim, result, retention_s, cost_usd=cost_usd)
-        case Held(message=message, result=result):
-            return database.run(claims.hold_unknown, claim, message, result)
+        case Held(message=message, result=result, kind=kind):
+            return database.run(claims.hold_unknown, claim, message, result, kind)
         case Failed():
             return database.run(claims.end_as_failed, claim, _failure(verdict), retention_s)
         case Retried(delay_s=delay_s, code=code, message=message):
             return database.run(claims.retry, claim, delay_s, code, message)
+        case HandedBack(message=message):
+            return database.run(claims.hand_back, claim, message)
         case Released():
             database.run(claims.release, claim)
             return Ending.STORED
@@ -328,6 +391,7 @@ def _failure(verdict: Failed) -> claims.Failure:
         result=verdict.result,
         repeatable=verdict.repeatable,
         never_made=verdict.never_made,
+        kind=verdict.kind,
     )
 
 
@@ -346,7 +410,7 @@ def answered(ask: Callable[[], T], give_up_after_s: float = float("inf")) -> T:
         pause_s = min(MAX_PAUSE_S, pause_s * 2)
 
 
-def _reporting(
+def reporting(
     runtime: Runtime, claim: Claim, keeper: Keeper
 ) -> Callable[[str, str | None, dict[str, Any]], None]:
     def report(kind: str, message: str | None, data: dict[str, Any]) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import secrets
+from dataclasses import dataclass, field
 
 from billiard.process import current_process
 
 from onceonly_jobs.config import Settings
 from onceonly_jobs.dispatch.hints import HintSender
+from onceonly_jobs.services.claims import Holder
 from onceonly_jobs.store.database import Database
+from onceonly_jobs.worker.shared import Shared
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,14 @@ class Runtime:
     settings: Settings
     database: Database
     hints: HintSender
+    worker_id: str = field(default_factory=lambda: f"w_{secrets.token_hex(8)}")
+    """A random name that a worker's children inherit: host names and process ids come again."""
+    shared: Shared = field(default_factory=Shared)
+
+    @property
+    def holder(self) -> Holder:
+        """This process, as it is known by the runs that it claims."""
+        return Holder(self.worker_id, os.getpid())
 
     @property
     def expendable(self) -> bool:

@@ -36,16 +36,24 @@ class Servers:
     name: str
     broker: str
     hints: bool
+    pooled: bool = False
+    """PostgreSQL is behind a PgBouncer in transaction mode."""
 
     @property
     def packages(self) -> tuple[str, ...]:
-        return ("postgresql-15", self.broker, *(["redis-server"] if self.hints else []))
+        return (
+            "postgresql-15",
+            self.broker,
+            *(["redis-server"] if self.hints else []),
+            *(["pgbouncer"] if self.pooled else []),
+        )
 
 
 DEPLOYMENTS = [
     Servers("redis", broker="redis-server", hints=False),
     Servers("rabbitmq_and_redis", broker="rabbitmq-server", hints=True),
     Servers("rabbitmq_alone", broker="rabbitmq-server", hints=False),
+    Servers("pgbouncer_and_redis", broker="redis-server", hints=False, pooled=True),
 ]
 
 
@@ -53,6 +61,12 @@ DEPLOYMENTS = [
 def postgres() -> Iterator[Postgres]:
     with sdk_servers.postgres() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def pooled(postgres: Postgres) -> Iterator[Postgres]:
+    with sdk_servers.pgbouncer(postgres, {"pgbouncer_and_redis_app": "secret"}) as pool:
+        yield pool
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +98,10 @@ def urls(request: pytest.FixtureRequest) -> dict[str, str]:
         "ONCEONLY_DATABASE_URL": database.url(deployment.name, serving, "secret"),
         "ONCEONLY_MIGRATION_DATABASE_URL": database.url(deployment.name, owner, "secret"),
     }
+    if deployment.pooled:
+        pool: Postgres = request.getfixturevalue("pooled")
+        pooled = pool.url(deployment.name, serving, "secret")
+        found["ONCEONLY_DATABASE_URL"] = f"{pooled}?prepare_threshold=none"
     if deployment.broker == "redis-server":
         found["ONCEONLY_BROKER_URL"] = f"{request.getfixturevalue('redis_url')}/0"
     else:
@@ -116,7 +134,7 @@ def sdk(external: LocalSystem) -> Iterator[OnceOnly]:
 
 def test_the_given_servers_are_used_and_none_is_started(external: LocalSystem, urls: dict[str, str]) -> None:
     assert urls.items() <= external.variables.items()
-    with psycopg.connect(urls["ONCEONLY_DATABASE_URL"]) as connection:
+    with psycopg.connect(urls["ONCEONLY_DATABASE_URL"].partition("?")[0]) as connection:
         assert 150_000 <= connection.info.server_version < 160_000
         (tenants,) = connection.execute("SELECT count(*) FROM tenants").fetchone() or (0,)
     assert tenants == 1

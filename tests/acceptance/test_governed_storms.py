@@ -26,8 +26,8 @@ from onceonly_jobs.domain.budgets import AgentModel
 from onceonly_jobs.domain.canonical import args_hash
 from onceonly_jobs.domain.governance import Code, usd
 
-TRIALS = int(os.environ.get("ONCEONLY_TEST_TRIALS", "12"))
-ROUNDS = int(os.environ.get("ONCEONLY_TEST_ROUNDS", "2"))
+TRIALS = int(os.environ.get("ONCEONLY_TEST_TRIALS", "6"))
+ROUNDS = int(os.environ.get("ONCEONLY_TEST_ROUNDS", "1"))
 SEED = int(os.environ.get("ONCEONLY_TEST_SEED") or secrets.randbits(32))
 CALLERS = 50
 TOOLS = ("send_email", "stripe.charge", "search")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from onceonly_jobs.store import migrations
+from onceonly_jobs.store import revisions
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,16 +62,16 @@ def test_the_wheel_has_the_examples_and_the_command_that_runs_them(unpacked: Pat
 def test_migrations_run_from_the_wheel(unpacked: Path, owner_url: str, tmp_path: Path) -> None:
     code = (
         "import onceonly_jobs, os\n"
-        "from onceonly_jobs.store import migrations\n"
+        "from onceonly_jobs.store import migrations, revisions\n"
         f"assert onceonly_jobs.__file__.startswith({str(unpacked)!r}), onceonly_jobs.__file__\n"
         "url = os.environ['URL']\n"
         "migrations.upgrade(url, revision='base'); migrations.upgrade(url)\n"
-        "print(migrations.current(url), migrations.scripts_path())"
+        "print(migrations.current(url), revisions.scripts_path())"
     )
     done = python(code, unpacked, tmp_path, URL=owner_url)
     assert done.returncode == 0, done.stderr
     revision, path = done.stdout.split()
-    assert revision == migrations.head()
+    assert revision == revisions.head()
     assert path.startswith(str(unpacked))
 
 

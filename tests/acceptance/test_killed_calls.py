@@ -26,7 +26,7 @@ from onceonly_jobs.domain.canonical import args_hash
 from onceonly_jobs.domain.governance import Code
 from onceonly_jobs.services import audit
 
-KILLS = int(os.environ.get("ONCEONLY_TEST_KILLS", "6"))
+KILLS = int(os.environ.get("ONCEONLY_TEST_KILLS", "4"))
 SEED = int(os.environ.get("ONCEONLY_TEST_SEED") or secrets.randbits(32))
 LEASE_S = float(QUICK["ONCEONLY_WORKER_LEASE_S"])
 IN_PROGRESS = 409
@@ -137,6 +137,34 @@ def test_an_api_process_killed_at_any_step_has_decided_wholly_or_not_at_all(ours
         assert ours.counters(agent_id) == (1, 500_000, {"pay": 1}), point
         process.restart()
         ours.ready()
+
+
+@pytest.mark.parametrize(("point", "decided"), [("api before calls.judge", 0), ("api after calls.judge", 1)])
+def test_of_calls_that_are_judged_together_each_is_decided_or_not_at_all(
+    ours: Fleet, point: str, decided: int
+) -> None:
+    """Key and agent are known, so the statement is whole in itself: its answer is its commit."""
+    url, process, agent_id = ours.base_urls[1], ours.apis[1], unique("agent")
+    ours.early_in_the_hour()
+    for number in range(2):
+        assert ours.http.post(f"{url}/ai/run", json=call(agent_id, "pay", before=number)).json()["ok"]
+    arm(ours, point)
+    bodies = [call(agent_id, "pay", n=number) for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for answer in [pool.submit(ours.http.post, f"{url}/ai/run", json=body) for body in bodies]:
+            with pytest.raises(httpx.TransportError):
+                answer.result()
+    assert fired(ours, point)
+    again = [ours.http.post("/ai/run", json=body).json() for body in bodies]
+    assert {answer["ok"] for answer in again} == {True}
+    decisions = Counter(decision["decision"] for decision in ours.decisions(agent_id))
+    assert decisions["executed"] == 2 + len(bodies)
+    assert (decisions["dedup"] > 0) == bool(decided)
+    assert decisions.total() == 2 + len(bodies) + decisions["dedup"]
+    assert len(keys(ours, agent_id)) == 2 + len(bodies)
+    assert ours.counters(agent_id) == (10, 5_000_000, {"pay": 10})
+    process.restart()
+    ours.ready()
 
 
 def call(agent_id: str, tool: str, spend_usd: float = 0.5, **args: Any) -> Body:

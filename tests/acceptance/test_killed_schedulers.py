@@ -19,6 +19,8 @@ from onceonly_jobs.services import account, schedules
 
 MINUTES = float(os.environ.get("ONCEONLY_TEST_SCHEDULE_MINUTES", "0.2"))
 SEED = 20260301
+SCHEDULES = int(os.environ.get("ONCEONLY_TEST_SCHEDULES", "60"))
+EVERY_S = 3
 
 pytestmark = pytest.mark.timeout(MINUTES * 60 + 240)
 
@@ -29,6 +31,8 @@ SELECT t.tick_at, t.key, t.state, t.detail, r.version, r.id IS NOT NULL AS has_r
 FROM schedule_ticks t LEFT JOIN runs r ON r.tenant_id = t.tenant_id AND r.key = t.key
 WHERE t.tenant_id = 't' ORDER BY t.tick_at
 """
+
+BEHIND = "SELECT name FROM schedules WHERE next_tick_at <= :now"
 
 
 def make_schedule(parts: System) -> None:
@@ -83,6 +87,44 @@ def test_each_tick_has_one_run_while_schedulers_are_killed_at_random(parts: Syst
         "run_queued": len(ticks)
     }
     assert kills >= 2
+    print(summary(ticks, kills))
+
+
+def test_of_five_schedulers_each_tick_of_many_schedules_has_one_run(parts: System) -> None:
+    """200 schedules, unless ONCEONLY_TEST_SCHEDULES says otherwise; ONCEONLY_TEST_SCHEDULE_MINUTES makes it longer."""
+    parts.db.run(account.ensure_tenant, "t", Plan.AGENCY)
+    processes = [parts.process("beat") for _ in range(5)]
+    try:
+        for process in processes:
+            process.start()
+        for number in range(SCHEDULES):
+            request = ScheduleRequest(
+                name=f"s{number}", every_s=EVERY_S, misfire="catch_up", catch_up_limit=1000
+            )
+            parts.db.run(schedules.create, "k", "t", request, parts.settings)
+        for process in processes:
+            process.ready()
+        kills = kill_at_random(processes, MINUTES * 30)
+        now: datetime = parts.rows("SELECT onceonly_now() AS now")[0]["now"]
+        parts.until(lambda: parts.rows(BEHIND, now=now) == [], "all ticks up to now served")
+    finally:
+        for process in processes:
+            process.teardown()
+
+    ticks = parts.rows(TICKS)
+    by_schedule: dict[str, list[datetime]] = {}
+    for tick in ticks:
+        by_schedule.setdefault(tick["key"].split(":")[1], []).append(tick["tick_at"])
+    assert len(by_schedule) == SCHEDULES
+    for name, times in by_schedule.items():
+        expected = [times[0] + timedelta(seconds=n * EVERY_S) for n in range(len(times))]
+        assert times == expected, f"{name}: none missing, none twice"
+        assert times[-1] > now - timedelta(seconds=EVERY_S)
+    assert {(tick["state"], tick["has_run"], tick["version"], tick["decisions"]) for tick in ticks} == {
+        ("fired", True, 1, 1)
+    }
+    assert len(ticks) == parts.rows("SELECT count(*) AS n FROM runs")[0]["n"]
+    assert kills >= 1
     print(summary(ticks, kills))
 
 

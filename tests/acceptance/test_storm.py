@@ -17,7 +17,7 @@ from support.storm_clients import Answer, Kind, Storm, break_loose
 
 from onceonly_jobs.local.subprocess_system import LocalSystem
 
-KEYS = 100
+KEYS = int(os.environ.get("ONCEONLY_TEST_STORM_KEYS", "30"))
 SEED_VARIABLE = "ONCEONLY_TEST_SEED"
 WINNING = {"check_lock": "locked", "lease": "acquired", "run": "acquired"}
 

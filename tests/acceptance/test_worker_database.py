@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from pytest_celery import CeleryTestSetup
 from support.worker_system import System
 
 from onceonly_jobs.config import sqlalchemy_url
 from onceonly_jobs.local.postgres import EmbeddedPostgres
+from onceonly_jobs.local.processes import family
 from onceonly_jobs.store.migrations import upgrade
 
 pytestmark = pytest.mark.timeout(240)
@@ -52,3 +55,29 @@ def test_a_result_waits_for_the_database(
 
     parts.until_reachable(lambda: parts.enqueue("effect", "after"))
     assert parts.finished("after")["state"] == "completed"
+
+    # A server that is there and says nothing: no error, no end of the connection, for as long as it lasts.
+    melted = tmp_path / "melted"
+    parts.enqueue("waits_first", "frozen", witness=str(parts.witness("frozen")), file=str(melted))
+    parts.until(lambda: parts.starts("frozen") == 1, "a start")
+    with frozen(parts):
+        melted.touch()
+        parts.until(lambda: (tmp_path / "melted.seen").exists(), "the handler's end")
+    row = parts.finished("frozen")
+    assert (row["state"], row["result"]) == ("completed", {"attempt": 1})
+    assert parts.starts("frozen") == 1
+
+
+@contextmanager
+def frozen(parts: System) -> Iterator[None]:
+    """Meanwhile, no process of Postgres does anything."""
+    [backend] = parts.rows("SELECT pg_backend_pid() AS pid")
+    processes = family(psutil.Process(backend["pid"]).ppid())
+    assert len(processes) > 5
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()

@@ -181,8 +181,20 @@ def test_repeated_messages_start_a_run_once(serving: System, key: str) -> None:
     assert serving.starts(key) == 1
 
 
+def test_what_a_job_gives_up_on_is_a_dead_letter_at_once(serving: System, key: str) -> None:
+    serving.enqueue("picky", key, witness=str(serving.witness(key)))
+    row = serving.finished(key)
+    assert (row["state"], row["error_code"], row["dead_lettered"]) == ("failed", "handler_error", True)
+    assert (row["attempt"], row["failures"], serving.starts(key)) == (2, 2, 2)
+    assert [each["message"] for each in row["errors"]] == ["TimeoutError: 1", "FileNotFoundError: 2"]
+
+
 @pytest.mark.parametrize(
-    ("job", "message"), [("dies", "the worker's lease expired"), ("exits", "its worker")]
+    ("job", "message"),
+    [
+        ("dies", "the worker's process died: signal 9 (SIGKILL)"),
+        ("exits", "the handler ended its process: SystemExit: 3"),
+    ],
 )
 def test_a_handler_that_ends_its_process_is_a_dead_letter(
     serving: System, key: str, job: str, message: str

@@ -179,6 +179,22 @@ def test_a_row_put_among_sealed_ones_is_found(sealed: Trail, transaction_id: str
     assert sealed.db.run(audit.seal) == 0 or transaction_id == "transaction_id"
 
 
+def test_what_commits_during_a_check_is_no_finding(sealed: Trail) -> None:
+    """The check asks in several statements, and each sees what was committed before it."""
+    operation = audit.outside_the_chain()
+    with sealed.db.engine.connect() as connection:
+        statement = next(operation)
+        while True:
+            answer = statement.read(connection.execute(statement.query, statement.params))
+            sealed.grow()
+            try:
+                statement = operation.send(answer)
+            except StopIteration as done:
+                findings, _ = done.value
+                break
+    assert findings == []
+
+
 def test_a_row_put_into_a_seal_is_found(sealed: Trail) -> None:
     columns = ", ".join(c.name for c in audit_decisions.columns if c.name != "id")
     sealed.attack(

@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
+from onceonly_jobs.errors import ConfigError
 from onceonly_jobs.services import account
 from onceonly_jobs.store.database import Database, may_pass, refused_value, unreachable
 from tests.conftest import Account
@@ -74,3 +75,25 @@ def test_a_value_that_postgres_can_not_keep_never_passes(db: Database) -> None:
         connection.execute(sa.text("SELECT CAST('1e400' AS double precision)"))
     assert refused_value(refused.value)
     assert not may_pass(refused.value)
+
+
+def prepared(url: str) -> int:
+    """How many statements a connection has prepared after asking one thing often."""
+    database = Database(url, pool_size=1)
+    try:
+        with database.engine.connect() as connection:
+            for _ in range(20):
+                connection.execute(sa.text("SELECT CAST(:n AS integer)"), {"n": 1})
+            return int(
+                connection.execute(sa.text("SELECT count(*) FROM pg_prepared_statements")).scalar_one()
+            )
+    finally:
+        database.close()
+
+
+def test_a_url_can_say_that_nothing_is_to_be_prepared(database_url: str) -> None:
+    """Behind a pool that gives each transaction another connection, what one has prepared the next does not know."""
+    assert prepared(database_url) > 0
+    assert prepared(f"{database_url}?prepare_threshold=none") == 0
+    with pytest.raises(ConfigError, match="prepare_threshold"):
+        Database(f"{database_url}?prepare_threshold=never")

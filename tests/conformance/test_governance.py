@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.policies import policies, tools
 from support.storms import storm
 from typer.testing import CliRunner
 
@@ -504,21 +505,6 @@ def test_the_wires_reasons_are_the_domains(db: Database) -> None:
     assert found == {code.value: reason for code, reason in REASONS.items()}
 
 
-tools = st.sampled_from(["a", "b", "c"])
-policies = st.fixed_dictionaries(
-    {},
-    optional={
-        "allowed_tools": st.lists(tools, unique=True),
-        "blocked_tools": st.lists(tools, unique=True, max_size=1),
-        "max_actions_per_hour": st.integers(0, 6),
-        "max_spend_usd_per_day": st.sampled_from([0.0, 0.1, 0.35, 1.0]),
-        "max_calls_per_tool": st.dictionaries(tools, st.integers(0, 3)),
-        "pricing_rules": st.lists(
-            st.fixed_dictionaries({"tool": tools, "price_usd": st.sampled_from([0.0, 0.05, 0.0000015])}),
-            max_size=2,
-        ),
-    },
-)
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("call"), tools, st.sampled_from([0.0, 0.03, 0.07, 0.1, 0.0000001])),

@@ -226,6 +226,48 @@ def test_the_time_zone_of_the_session_does_not_matter(
 
 
 @pytest.mark.parametrize(
+    ("zone", "before", "fixed", "hourly"),
+    [
+        # 02:30 of Berlin and New York: skipped in spring, so right after the jump; in autumn it is shown twice in
+        # Berlin, so once and in the first pass, and once anyway in New York, which repeats the hour before it.
+        ("Europe/Berlin", datetime(2030, 3, 31, 0, 30, tzinfo=UTC), ["01:00"], ["01:00", "02:00", "03:00"]),
+        ("Europe/Berlin", datetime(2030, 10, 26, 23, 30, tzinfo=UTC), ["00:30"], ["00:00", "01:00", "02:00"]),
+        (
+            "America/New_York",
+            datetime(2030, 3, 10, 6, 30, tzinfo=UTC),
+            ["07:00"],
+            ["07:00", "08:00", "09:00"],
+        ),
+        (
+            "America/New_York",
+            datetime(2030, 11, 3, 4, 30, tzinfo=UTC),
+            ["07:30"],
+            ["05:00", "06:00", "07:00"],
+        ),
+    ],
+)
+def test_a_clock_change_makes_the_runs_of_the_table(
+    db: Database,
+    make: Any,
+    serve: Any,
+    clock: Clock,
+    zone: str,
+    before: datetime,
+    fixed: list[str],
+    hourly: list[str],
+) -> None:
+    """The database's clock goes over the change; times in UTC, as in the runs' keys."""
+    clock.advance((before - rows(db, "SELECT onceonly_now() AS now")[0]["now"]).total_seconds())
+    make("fixed", cron="30 2 * * *", tz=zone, misfire="catch_up")
+    make("hourly", cron="0 * * * *", tz=zone, misfire="catch_up")
+    clock.advance(3 * 3600 + 300)
+    serve("fixed")
+    serve("hourly")
+    times = [(name, key[-9:-4]) for _, name, key in (key.split(":", 2) for key in run_keys(db))]
+    assert times == [*[("fixed", at) for at in fixed], *[("hourly", at) for at in hourly]]
+
+
+@pytest.mark.parametrize(
     ("misfire", "expected"),
     [
         ({"misfire": "skip"}, ["misfired"] * 2),

@@ -42,7 +42,7 @@ class Life:
         self.clock = clock
 
     def queued(self, key: str = "k", *, delay_s: float = 0, attempts: int = 2, **metadata: Any) -> Taken:
-        job = replace(ECHO, max_attempts=attempts)
+        job = replace(ECHO, max_attempts=attempts, max_crashes=attempts)
         taking = runs.job_taking(
             self.caller, job, key=key, ttl_s=600, metadata=metadata or None, delay_s=delay_s
         )

@@ -29,6 +29,7 @@ from onceonly_jobs.domain.runs import Claim
 from onceonly_jobs.services import account, claims, runs
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.database import Database
+from tests.conftest import PATIENT
 
 WORKER_LEASE_S = 15
 WEEK_S = 7 * 86_400
@@ -159,7 +160,9 @@ def shared_settings(servers: Any, template: str) -> Iterator[Settings]:
         for variable in [name for name in os.environ if name.startswith("ONCEONLY_")]:
             patch.delenv(variable)
         role = "onceonly_test_app"
-        yield Settings.load(database_url=servers.database(name, role), broker_url=servers.redis_url)
+        yield Settings.load(
+            database_url=servers.database(name, role), broker_url=servers.redis_url, **PATIENT
+        )
     with admin.connect() as connection:
         connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -45,7 +46,14 @@ def working(
         task_default_queue=queue,
         worker_hijack_root_logger=False,
     )
-    with start_worker(shop.app, pool="threads", concurrency=2, perform_ping_check=False, shutdown_timeout=30):
+    with start_worker(
+        shop.app,
+        pool="threads",
+        concurrency=2,
+        perform_ping_check=False,
+        shutdown_timeout=30,
+        loglevel=logging.WARNING,  # stays the level of this whole process
+    ):
         yield shop
         shop.go_on.set()
 

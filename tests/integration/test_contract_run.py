@@ -70,7 +70,7 @@ def test_later_calls_attach_and_never_start_a_second_execution(api: Api, recent:
     del expected["ttl_left"]
     assert running == expected
     assert running["version"] > 1
-    assert stored(api, "fencing_token") == claim.fencing_token == 1
+    assert stored(api, "fencing_token") == claim.fencing_token > 0
 
 
 def test_a_completed_run_answers_its_result(api: Api, recent: object) -> None:

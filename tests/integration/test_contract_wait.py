@@ -208,3 +208,17 @@ def test_waiters_hold_no_database_connection(serve: Callable[..., Api]) -> None:
         assert api.get("/me").status_code == 200
         assert time.monotonic() - asked < 1
         assert set(waiting_ones) == {"in_progress"}
+
+
+@pytest.mark.parametrize("path", READERS)
+def test_a_process_that_ends_answers_its_waiters_as_things_stand(
+    serve: Callable[..., Api], path: str
+) -> None:
+    """They ask again, of another one, instead of holding up its end until they are cut off."""
+    api = serve()
+    held(api)
+    waiter = Waiter(api, path, key="k", wait=28)
+    assert waiter.is_waiting()
+    api.app.asgi.state.onceonly.streams.end()
+    assert waiter.answer().json()["status"] == "in_progress"
+    assert time.monotonic() - waiter.sent_at < 20

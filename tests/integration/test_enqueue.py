@@ -100,6 +100,18 @@ def test_a_queue_may_be_given(jobs: Jobs, rows: Any, messages: Any) -> None:
     assert messages("urgent") == 1
 
 
+def test_what_a_full_queue_has_no_room_for_waits_for_nobody(
+    settings: Settings, jobs: Jobs, rows: Any, messages: Any
+) -> None:
+    """Workers and relays may take it at once. The first one's message is given its time."""
+    jobs = Jobs(settings.model_copy(update={"broker_backlog": 1}), tenant="t")
+    for number in range(3):
+        jobs.enqueue("report", key=f"k{number}")
+    jobs.close()
+    assert messages() == 1
+    assert [row["publish_at"] <= row["due_at"] for row in rows()] == [False, True, True]
+
+
 def test_the_async_face_does_the_same(settings: Settings, jobs: Jobs, messages: Any) -> None:
     async def enqueue() -> tuple[Enqueued, Enqueued]:
         own = Jobs(settings, tenant="t")

@@ -160,6 +160,7 @@ def test_figures_are_what_the_database_holds(db: Database, caller: Caller, clock
     assert one(found, "onceonly_runs_ended_total", job_name="echo", outcome="completed") == 1
     assert one(found, "onceonly_runs_ended_total", job_name="echo", outcome="failed") == 1
     assert one(found, "onceonly_dead_letters_total", job_name="echo") == 1
+    assert one(found, "onceonly_dead_letters_waiting") == 1
     assert one(found, "onceonly_decisions_total", decision="executed", reason="ok") == 6
 
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+from celery import Celery
 
 from onceonly_jobs.config import Settings
 from onceonly_jobs.dispatch.background import WAITING, BackgroundPublisher
 from onceonly_jobs.dispatch.broker import BrokerError, Publisher
-from onceonly_jobs.dispatch.direct import DirectPublisher
+from onceonly_jobs.dispatch.celeryconf import producer_conf
+from onceonly_jobs.dispatch.direct import BACKLOG_FOR_S, DirectPublisher
 from onceonly_jobs.local.redis import EmbeddedRedis
 from onceonly_jobs.store.outbox import Due
 
@@ -52,12 +57,41 @@ def length(redis_url: str, queue: str = "q") -> int:
         return count
 
 
+def wait_for_a_subscriber(redis_url: str, within_s: float = 30) -> None:
+    """A consumer of events says that it is ready before it has subscribed: what is sent in between is lost to it."""
+    deadline = time.monotonic() + within_s
+    with redis.Redis.from_url(redis_url) as client:
+        while client.pubsub_numpat() == 0:
+            assert time.monotonic() < deadline, "nobody subscribed"
+            time.sleep(0.01)
+
+
 def test_what_is_submitted_is_published(broker_settings: Settings, redis_url: str) -> None:
-    publisher = BackgroundPublisher(broker_settings)
+    publisher = BackgroundPublisher(broker_settings.model_copy(update={"broker_backlog": 250}))
     for number in range(250):
         publisher.submit(due(number))
     publisher.close()
     assert length(redis_url) == 250
+
+
+def test_monitors_are_told_of_every_run_that_is_published(broker_settings: Settings, redis_url: str) -> None:
+    app, seen = Celery("monitor", set_as_current=False), []
+    app.conf.update(producer_conf(broker_settings))
+
+    def see(event: dict[str, Any]) -> None:
+        seen.append(event)
+        receiver.should_stop = len(seen) == 30
+
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers={"task-sent": see})
+        monitor = threading.Thread(target=partial(receiver.capture, limit=None, timeout=30, wakeup=False))
+        monitor.start()
+        wait_for_a_subscriber(redis_url)
+        assert Publisher(broker_settings).publish(due(number) for number in range(30)) == 30
+        monitor.join()
+    assert [event["name"] for event in seen] == ["echo"] * 30
+    assert len({event["uuid"] for event in seen}) == 30
+    assert {event["queue"] for event in seen} == {"q"}
 
 
 def test_submitting_never_waits(silent_broker: Settings) -> None:
@@ -71,10 +105,17 @@ def test_submitting_never_waits(silent_broker: Settings) -> None:
 
 def test_a_full_queue_is_left_to_the_relay(broker_settings: Settings, redis_url: str) -> None:
     direct = DirectPublisher(broker_settings.model_copy(update={"broker_backlog": 2}))
-    assert direct.offer(due(1), due(2), due(3))
-    direct._full.clear()  # as if a second had passed
+    assert not direct.full("q")
+    assert not direct.offer(due(1), due(2), due(3))
+    assert direct.full("q")
     assert not direct.offer(due(4), due(5, queue="other"))
-    assert (length(redis_url), length(redis_url, "other")) == (3, 1)
+    assert (length(redis_url), length(redis_url, "other")) == (2, 1)
+    with redis.Redis.from_url(redis_url) as client:
+        client.delete("onceonly:q")
+    assert direct.full("q")
+    time.sleep(BACKLOG_FOR_S)
+    assert direct.offer(due(6))
+    assert not direct.full("q")
     direct.close()
 
 

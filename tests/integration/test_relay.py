@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 import redis
+from celery import Celery
 from support.storms import storm
 
 from onceonly_jobs.config import Settings
 from onceonly_jobs.dispatch.broker import BrokerError, Publisher
+from onceonly_jobs.dispatch.celeryconf import worker_conf
 from onceonly_jobs.dispatch.hints import CHANNEL, HintSender, decode
 from onceonly_jobs.dispatch.relay import Relay
+from onceonly_jobs.dispatch.replies import KEPT_S
 from onceonly_jobs.domain.runs import Claim, JobSpec
 from onceonly_jobs.services import claims, runs
 from onceonly_jobs.store.account import Caller
@@ -41,7 +44,7 @@ def enqueue(db: Database, caller: Caller) -> Enqueue:
     """Put a run under a key; its row's id."""
 
     def put(key: str, *, max_attempts: int = 3, queue: str = "onceonly", **options: Any) -> int:
-        job = JobSpec(name="echo", queue=queue, max_attempts=max_attempts)
+        job = JobSpec(name="echo", queue=queue, max_attempts=max_attempts, max_crashes=max_attempts)
         metadata = {"agent_id": "a", "secret": "never to be seen"}
         taking = runs.job_taking(caller, job, key=key, ttl_s=60, metadata=metadata, **options)
         taken = db.run(runs.taking_operation(caller, taking), caller, taking)
@@ -254,3 +257,29 @@ def test_a_publisher_says_that_the_broker_is_down(settings: Settings, unused_tcp
 def unused_tcp_port_url() -> str:
     """A broker that is not there."""
     return "redis://127.0.0.1:1/0"
+
+
+def test_answers_to_monitors_that_were_killed_come_to_an_end(
+    relay_of: RelayOf, broker: redis.Redis, settings: Settings
+) -> None:
+    """A worker answers whoever has asked, in a list that is the asker's to empty. Nobody else would remove it."""
+    asked: set[bytes] = set()
+    for _ in range(3):
+        app = Celery("monitor", set_as_current=False)
+        app.conf.update(worker_conf(settings))
+        mailbox = app.control.mailbox
+        with app.connection_for_write() as asking, app.connection_for_write() as answering:
+            queue = mailbox.reply_queue(asking.channel())
+            queue.declare()
+            mailbox._publish_reply(
+                {"worker@host": "pong"},
+                queue.exchange.name,
+                queue.routing_key,
+                "1",
+                channel=answering.channel(),
+            )
+        asked.add(f"onceonly:{queue.name}".encode())
+    endless = {key for key in asked if broker.ttl(key) == -1}
+    assert len(endless) == 3, "what this is about"
+    relay_of().tick()
+    assert all(0 < int(broker.ttl(key)) <= KEPT_S for key in endless)

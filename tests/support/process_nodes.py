@@ -35,7 +35,7 @@ class Process:
         self._argv = argv
         self._ready_file = directory / f"{name}.ready"
         self._log = directory / f"{name}.log"
-        self._env = {**os.environ, **env, "ONCEONLY_READY_FILE": str(self._ready_file)}
+        self.env = {**os.environ, **env, "ONCEONLY_READY_FILE": str(self._ready_file)}
         self._broker_url = broker_url
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -58,7 +58,7 @@ class Process:
         self._ready_file.unlink(missing_ok=True)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._argv, cwd=ROOT, env=self._env, stdout=log, stderr=log, start_new_session=True
+                self._argv, cwd=ROOT, env=self.env, stdout=log, stderr=log, start_new_session=True
             )
 
     @property

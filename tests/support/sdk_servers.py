@@ -22,6 +22,7 @@ from onceonly_jobs.local.ports import free_port, is_free
 
 POSTGRES_BIN = Path("/usr/lib/postgresql/15/bin")
 RABBITMQ_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # the one in the PATH insists on its own user
+PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 LOOPBACK = "127.0.0.1"
 
 
@@ -29,6 +30,7 @@ def missing_packages(*needed: str) -> list[str]:
     """Which of these Debian packages this machine does not have."""
     there = {
         "postgresql-15": (POSTGRES_BIN / "postgres").exists(),
+        "pgbouncer": PGBOUNCER is not None,
         "redis-server": shutil.which("redis-server") is not None,
         "rabbitmq-server": RABBITMQ_SERVER.exists() and shutil.which("epmd") is not None,
     }
@@ -43,6 +45,14 @@ class Postgres:
 
     def url(self, database: str, role: str = "postgres", password: str | None = None) -> str:
         return f"postgresql://{role}:{password or self._password}@{LOOPBACK}:{self._port}/{database}"
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    def behind(self, port: int) -> Postgres:
+        """The same, through a pool that listens on that port."""
+        return Postgres(port, self._password)
 
     def execute(self, *statements: str) -> None:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
@@ -91,6 +101,33 @@ def postgres() -> Iterator[Postgres]:
             yield server
         finally:
             part.process.send_signal(signal.SIGINT)  # its fast shutdown
+            part.stop()
+
+
+@contextmanager
+def pgbouncer(server: Postgres, roles: dict[str, str]) -> Iterator[Postgres]:
+    """The same cluster behind a PgBouncer that gives each transaction whichever connection is free.
+
+    roles: passwords of those who may come.
+    """
+    user = "postgres" if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory(prefix="onceonly-pgbouncer-", ignore_cleanup_errors=True) as name:
+        directory, port = Path(name), free_port()
+        users, config = directory / "users", directory / "pgbouncer.ini"
+        users.write_text("".join(f'"{role}" "{password}"\n' for role, password in roles.items()))
+        config.write_text(
+            f"[databases]\n* = host={LOOPBACK} port={server.port}\n"
+            f"[pgbouncer]\nlisten_addr = {LOOPBACK}\nlisten_port = {port}\nunix_socket_dir =\n"
+            f"auth_type = scram-sha-256\nauth_file = {users}\npool_mode = transaction\ndefault_pool_size = 4\n"
+        )
+        if user is not None:
+            for path in (directory, users, config):
+                shutil.chown(path, user, user)
+        part = Part([str(PGBOUNCER), str(config)], {}, directory / "pgbouncer.log", directory, user)
+        try:
+            part.wait_until(lambda: not is_free(port))
+            yield server.behind(port)
+        finally:
             part.stop()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import signal
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from celery import Task, signals
 from pydantic import BaseModel
 
 from onceonly_jobs import Fail, JobContext, Retry, ToolContext, job, tool
@@ -34,6 +36,15 @@ def effect(ctx: JobContext) -> dict[str, Any]:
 
 
 @job(max_attempts=5)
+def looks_at_the_clock(ctx: JobContext) -> dict[str, Any]:
+    """What the time of day is before and after its sleep, as its process sees it."""
+    _witness(ctx)
+    before = time.time()
+    time.sleep(ctx.payload["sleep_s"])
+    return {"looked": [before, time.time()]}
+
+
+@job(max_attempts=5)
 def slow_first(ctx: JobContext) -> dict[str, Any]:
     """Takes a minute in its first attempt only."""
     _witness(ctx)
@@ -48,6 +59,7 @@ def waits_first(ctx: JobContext) -> dict[str, Any]:
     _witness(ctx)
     while ctx.attempt == 1 and not Path(ctx.payload["file"]).exists():
         time.sleep(0.05)
+    Path(f"{ctx.payload['file']}.seen").touch()
     return {"attempt": ctx.attempt}
 
 
@@ -85,6 +97,27 @@ def stubborn(ctx: JobContext) -> None:
 
 
 @job(max_attempts=1)
+def deaf(ctx: JobContext) -> None:
+    """Can't be interrupted, and has no time limit."""
+    _witness(ctx)
+    while True:
+        with contextlib.suppress(BaseException):
+            time.sleep(60)
+
+
+@job
+def dies_after(ctx: JobContext) -> dict[str, Any]:
+    """Its process dies when its result is stored, before Celery hears of it."""
+    return {"attempt": ctx.attempt}
+
+
+@signals.task_postrun.connect
+def _die_after(sender: Task, **_: Any) -> None:
+    if sender.name == "dies_after":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@job(max_attempts=1, max_crashes=1)
 def hog(ctx: JobContext) -> None:
     """Holds the interpreter: no other thread of its process runs, the heartbeat's included."""
     _witness(ctx)
@@ -117,6 +150,13 @@ def flaky(ctx: JobContext) -> dict[str, Any]:
     return {"attempt": ctx.attempt, "key": ctx.idempotency_key("pay"), "other": ctx.idempotency_key("mail")}
 
 
+@job(max_attempts=9, retry_base_s=0.1, retry_on=OSError, give_up_on=FileNotFoundError)
+def picky(ctx: JobContext) -> None:
+    """Raises what is worth another attempt, then what is not."""
+    _witness(ctx)
+    raise TimeoutError(ctx.attempt) if ctx.attempt == 1 else FileNotFoundError(ctx.attempt)
+
+
 @job(max_attempts=3)
 def asks_again(ctx: JobContext) -> dict[str, Any]:
     """Asks for another attempt."""
@@ -131,14 +171,23 @@ def gives_up(ctx: JobContext) -> None:
     raise Fail("no_such_customer", "customer 7 is unknown")
 
 
-@job(max_attempts=2)
+@job(max_crashes=2)
 def dies(ctx: JobContext) -> None:
     """Takes its process with it."""
     _witness(ctx)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@job(max_attempts=2)
+@job
+def stops_first(ctx: JobContext) -> dict[str, Any]:
+    """Its process stops in its first attempt, with all its threads, until somebody lets it go on."""
+    _witness(ctx)
+    if ctx.attempt == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return {"attempt": ctx.attempt}
+
+
+@job(max_crashes=2)
 def exits(ctx: JobContext) -> None:
     """Ends its process in the orderly way."""
     _witness(ctx)

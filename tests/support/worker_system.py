@@ -27,6 +27,9 @@ QUICK = {
     "ONCEONLY_TIME_LIMIT_GRACE_S": "1",
     "ONCEONLY_RELAY_INTERVAL_S": "0.1",
     "ONCEONLY_PUBLISH_GRACE_S": "0.5",
+    # On a busy machine nobody is refused for its slowness.
+    "ONCEONLY_API_POOL_TIMEOUT_S": "60",
+    "ONCEONLY_API_STATEMENT_TIMEOUT_S": "60",
 }
 """Everything soon, so that tests need not wait long for what happens by itself."""
 

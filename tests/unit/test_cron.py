@@ -19,6 +19,8 @@ MINUTE = timedelta(minutes=1)
 CHANGES = [
     ("Europe/Kyiv", datetime(2026, 3, 29, tzinfo=UTC)),
     ("Europe/Kyiv", datetime(2026, 10, 25, tzinfo=UTC)),
+    ("Europe/Berlin", datetime(2026, 3, 29, tzinfo=UTC)),
+    ("Europe/Berlin", datetime(2026, 10, 24, 12, tzinfo=UTC)),
     ("America/New_York", datetime(2026, 3, 8, tzinfo=UTC)),
     ("America/New_York", datetime(2026, 11, 1, tzinfo=UTC)),
     ("Australia/Lord_Howe", datetime(2026, 4, 4, tzinfo=UTC)),
@@ -138,9 +140,11 @@ def before(cron: Cron, start: datetime, end: datetime) -> list[datetime]:
 @example(NIGHTLY, CHANGES[0])
 @example(NIGHTLY, CHANGES[1])
 @example(HALF_HOURLY, CHANGES[1])
-@example(HALF_HOURLY, CHANGES[4])
-@example(EVEN_HOURS, CHANGES[6])
-@example(EVEN_HOURS, CHANGES[7])
+@example(NIGHTLY, CHANGES[2])
+@example(NIGHTLY, CHANGES[5])
+@example(HALF_HOURLY, CHANGES[6])
+@example(EVEN_HOURS, CHANGES[8])
+@example(EVEN_HOURS, CHANGES[9])
 def test_every_match_around_a_clock_change_is_found_both_ways(
     expression: Expression, change: tuple[str, datetime]
 ) -> None:
@@ -203,6 +207,51 @@ NIGHT_OF_OCTOBER = datetime(2026, 10, 24, 22, tzinfo=UTC)  # 01:00 in Kyiv; at 0
 )
 def test_clock_changes_by_example(expression: str, start: datetime, expected: list[str]) -> None:
     assert local(expression, "Europe/Kyiv", start, 4) == expected
+
+
+BERLIN_MARCH = datetime(2026, 3, 29, 0, tzinfo=UTC)  # 01:00; at 02:00 it becomes 03:00
+BERLIN_OCTOBER = datetime(2026, 10, 24, 23, tzinfo=UTC)  # 01:00; at 03:00 it becomes 02:00
+NEW_YORK_MARCH = datetime(2026, 3, 8, 6, tzinfo=UTC)  # 01:00; at 02:00 it becomes 03:00
+NEW_YORK_NOVEMBER = datetime(2026, 11, 1, 5, tzinfo=UTC)  # 01:00; at 02:00 it becomes 01:00
+
+
+@pytest.mark.parametrize(
+    ("zone", "expression", "start", "expected"),
+    [
+        ("Europe/Berlin", "30 2 * * *", BERLIN_MARCH, ["03:00:00+0200"]),
+        ("Europe/Berlin", "0 3 * * *", BERLIN_MARCH, ["03:00:00+0200"]),
+        ("Europe/Berlin", "30 2,3 * * *", BERLIN_MARCH, ["03:00:00+0200", "03:30:00+0200"]),
+        ("Europe/Berlin", "0 * * * *", BERLIN_MARCH, ["01:00:00+0100", "03:00:00+0200", "04:00:00+0200"]),
+        ("Europe/Berlin", "30 2 * * *", BERLIN_OCTOBER, ["02:30:00+0200"]),
+        ("Europe/Berlin", "0 3 * * *", BERLIN_OCTOBER, ["03:00:00+0100"]),
+        (
+            "Europe/Berlin",
+            "0 * * * *",
+            BERLIN_OCTOBER,
+            ["01:00:00+0200", "02:00:00+0200", "02:00:00+0100", "03:00:00+0100"],
+        ),
+        ("America/New_York", "30 2 * * *", NEW_YORK_MARCH, ["03:00:00-0400"]),
+        (
+            "America/New_York",
+            "0 * * * *",
+            NEW_YORK_MARCH,
+            ["01:00:00-0500", "03:00:00-0400", "04:00:00-0400"],
+        ),
+        ("America/New_York", "30 1 * * *", NEW_YORK_NOVEMBER, ["01:30:00-0400"]),
+        ("America/New_York", "59 1 * * SUN", NEW_YORK_NOVEMBER, ["01:59:00-0400"]),
+        (
+            "America/New_York",
+            "0 * * * *",
+            NEW_YORK_NOVEMBER,
+            ["01:00:00-0400", "01:00:00-0500", "02:00:00-0500", "03:00:00-0500"],
+        ),
+    ],
+)
+def test_clock_changes_of_berlin_and_new_york(
+    zone: str, expression: str, start: datetime, expected: list[str]
+) -> None:
+    hours = len(expected) - 1 if expression == "0 * * * *" else 3
+    assert local(expression, zone, start, hours) == expected
 
 
 def test_every_second_is_every_second() -> None:

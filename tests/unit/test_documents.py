@@ -11,6 +11,7 @@ import yaml
 
 from onceonly_jobs.client import OnceOnly, exceptions
 from onceonly_jobs.client.ai import AiClient
+from onceonly_jobs.client.dead import DeadClient
 from onceonly_jobs.client.governance import GovernanceClient
 from onceonly_jobs.config import Settings
 from onceonly_jobs.domain.states import MOVES, RunState
@@ -59,7 +60,7 @@ def test_the_compose_file_is_valid_and_complete() -> None:
 
 def test_the_clients_document_names_every_method_error_and_setting() -> None:
     text = (ROOT / "docs/CLIENT.md").read_text()
-    places = {"": OnceOnly, "ai.": AiClient, "gov.": GovernanceClient}
+    places = {"": OnceOnly, "ai.": AiClient, "gov.": GovernanceClient, "dead.": DeadClient}
     methods = [
         f"{place}{name}"
         for place, cls in places.items()

@@ -16,7 +16,7 @@ from onceonly_jobs.domain.retries import retry_delay_s
 from onceonly_jobs.domain.runs import JobSpec, Run
 from onceonly_jobs.domain.states import Owner, RunState
 from onceonly_jobs.errors import UnknownTask
-from onceonly_jobs.services.runs import pick_job
+from onceonly_jobs.services.runs import by_name, pick_job
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -157,20 +157,20 @@ JOBS = [
 
 
 def test_a_named_task_wins_over_every_pattern() -> None:
-    assert pick_job(JOBS, "echo", "report:daily:1", "echo", "q").name == "echo"
+    assert pick_job(by_name(JOBS), "echo", "report:daily:1", "echo", "q").name == "echo"
 
 
 def test_the_most_specific_pattern_wins() -> None:
-    assert pick_job(JOBS, None, "report:daily:1", "echo", "q").name == "daily"
-    assert pick_job(JOBS, None, "report:weekly:1", "echo", "q").name == "any_report"
+    assert pick_job(by_name(JOBS), None, "report:daily:1", "echo", "q").name == "daily"
+    assert pick_job(by_name(JOBS), None, "report:weekly:1", "echo", "q").name == "any_report"
 
 
 def test_a_run_without_task_or_pattern_gets_the_default_even_before_any_worker_registered() -> None:
-    assert pick_job(JOBS, None, "other", "echo", "q") == JOBS[0]
-    assert pick_job([], None, "other", "echo", "q0") == JobSpec(name="echo", queue="q0")
+    assert pick_job(by_name(JOBS), None, "other", "echo", "q") == JOBS[0]
+    assert pick_job({}, None, "other", "echo", "q0") == JobSpec(name="echo", queue="q0")
 
 
 def test_an_unknown_task_is_refused_by_name() -> None:
     with pytest.raises(UnknownTask) as refused:
-        pick_job(JOBS, "nope", "k", "echo", "q")
+        pick_job(by_name(JOBS), "nope", "k", "echo", "q")
     assert refused.value.detail["task"] == "nope"  # type: ignore[index]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from support.claims import Told, make_claim, make_context
 
@@ -46,10 +48,42 @@ def test_two_functions_of_one_name_are_a_mistake() -> None:
         registry.job("a")(lambda ctx: None)
 
 
-@pytest.mark.parametrize("options", [{"max_attempts": 0}, {"time_limit_s": 0}, {"retry_base_s": -1}])
+@pytest.mark.parametrize(
+    "options", [{"max_attempts": 0}, {"max_crashes": 0}, {"time_limit_s": 0}, {"retry_base_s": -1}]
+)
 def test_options_must_make_sense(options: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="must be above 0"):
         Registry().job("a", **options)(handler)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("field", ["retry_on", "give_up_on"])
+@pytest.mark.parametrize("wrong", ["ValueError", ValueError("x"), int, (ValueError, 7), ()])
+def test_only_exception_types_say_what_is_worth_another_attempt(field: str, wrong: object) -> None:
+    with pytest.raises(ConfigError, match=f"{field} must be exception types"):
+        Registry().job("a", **{field: wrong})(handler)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("options", "retried"),
+    [
+        ({}, (True, True, True)),
+        ({"retry_on": OSError}, (True, True, False)),
+        ({"give_up_on": ConnectionError}, (True, False, True)),
+        ({"retry_on": (OSError,), "give_up_on": [ConnectionError]}, (True, False, False)),
+    ],
+)
+def test_what_is_worth_another_attempt(options: dict[str, Any], retried: tuple[bool, ...]) -> None:
+    """give_up_on wins; subclasses count, as with except."""
+    registry = Registry()
+    registry.job("a", **options)(handler)
+    errors = (TimeoutError(), ConnectionResetError(), KeyError("x"))
+    assert tuple(registry["a"].retries(error) for error in errors) == retried
+
+
+def test_a_handler_knows_whether_it_is_tried_again() -> None:
+    first, last = make_context(make_claim(failures=0, crashes=2)), make_context(make_claim(failures=2))
+    assert (first.failures, first.crashes, first.attempts_left, first.last_attempt) == (0, 2, 2, False)
+    assert (last.failures, last.attempts_left, last.last_attempt) == (2, 0, True)
 
 
 def test_own_jobs_take_precedence_over_built_in_ones() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
 from onceonly_jobs.api import answers
 from onceonly_jobs.api.edge import Asking, ContractRoute, Held
+from onceonly_jobs.api.express import Ask, Sent
 from onceonly_jobs.api.problems import invalid
 from onceonly_jobs.api.state import State
-from onceonly_jobs.api.toolcalls import call_tool
+from onceonly_jobs.api.toolcalls import call_tool, quick_call
 from onceonly_jobs.api.waiting import read_or_wait
 from onceonly_jobs.contracts.fields import Key, utc_iso
 from onceonly_jobs.contracts.leases import (
@@ -32,11 +33,37 @@ from onceonly_jobs.contracts.problem import problems
 from onceonly_jobs.contracts.runs import RunRequest
 from onceonly_jobs.domain.actions import has_actions
 from onceonly_jobs.domain.fingerprint import compact_json
+from onceonly_jobs.domain.plans import LIMITS, Kind
+from onceonly_jobs.errors import FingerprintMismatch
 from onceonly_jobs.services import leases, runs
-from onceonly_jobs.services.quota import Refused
+from onceonly_jobs.services.quota import Refused, is_beyond, tell_beyond
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.outbox import Due
 from onceonly_jobs.store.runs import Taken, Taking
+
+
+async def quick_run(state: State, caller: Caller, sent_body: Any, sent: Sent) -> Ask | None:
+    """A run or a tool call, for a plan that does not stop: taken or judged together with concurrent requests."""
+    body = RunRequest.model_validate(sent_body)
+    if LIMITS[caller.plan].hard_stop:
+        return None
+    if body.key is None:
+        return quick_call(state, caller, body, sent.prefer)
+    if has_actions(body.metadata):
+        return None
+    taking = await _wanted(state, caller, body, body.key, vouched=True)
+    gathered = state.governed if taking.governed else state.takings
+
+    async def ask() -> Response | None:
+        taken = await gathered.ask(taking)
+        if taken is None:
+            return None
+        if taken.outcome == "acquired" and is_beyond(caller, Kind.AI, taken.usage):
+            await state.db.arun(tell_beyond, caller, Kind.AI)
+        return _answered(state, caller, taking, taken)
+
+    return ask
+
 
 router = APIRouter(route_class=ContractRoute, prefix="/ai", tags=["runs and leases"])
 
@@ -59,7 +86,7 @@ Wait = Annotated[
     summary="Ask for a run",
     responses=problems(400, 402, 403, 404, 409, 413),
 )
-async def run(body: RunRequest, request: Request, state: Held, caller: Asking) -> JSONResponse:
+async def run(body: RunRequest, request: Request, state: Held, caller: Asking) -> Response:
     """The first call with a key starts the run and is answered `acquired`; later ones attach to it and see
     `polling`, `completed` (with the result) or `failed`. The job is `metadata.task`, else the job whose
     pattern matches the key, else the server's default. `ttl` is the run's time limit.
@@ -69,21 +96,34 @@ async def run(body: RunRequest, request: Request, state: Held, caller: Asking) -
     judged."""
     if body.key is None:
         return await call_tool(state, caller, body, request.headers.get("prefer"))
+    taking = await _wanted(state, caller, body, body.key)
+    return _answered(state, caller, taking, await _take(state, caller, taking))
+
+
+async def _wanted(
+    state: State, caller: Caller, body: RunRequest, key: str, *, vouched: bool = False
+) -> Taking:
+    """What the request wants to put under its key. Raises UnknownTask, FeatureNotAvailable."""
     if has_actions(body.metadata):
         job = runs.actions_job(state.settings.default_queue)
     else:
-        job = await state.catalogue.pick((body.metadata or {}).get("task"), body.key)
-    taking = runs.job_taking(
+        job = await state.catalogue.pick((body.metadata or {}).get("task"), key)
+    return runs.job_taking(
         caller,
         job,
-        key=body.key,
+        key=key,
         ttl_s=body.ttl,
         metadata=body.metadata,
         fingerprint=body.fingerprint,
-        publish_grace_s=state.settings.publish_grace_s,
+        publish_grace_s=0 if state.publisher.full(job.queue) else state.settings.publish_grace_s,
         retention_s=state.settings.retention_s,
+        vouched=vouched,
     )
-    taken = await _take(state, caller, taking)
+
+
+def _answered(state: State, caller: Caller, taking: Taking, taken: Taken) -> Response:
+    if taken.outcome == "mismatch":
+        raise FingerprintMismatch(taking.key)
     if taken.outcome == "acquired":
         state.publisher.submit(_due(taking, taken))
     return answers.taken(caller.plan, taken)
@@ -95,7 +135,7 @@ async def run(body: RunRequest, request: Request, state: Held, caller: Asking) -
     response_model_exclude_unset=True,
     summary="Claim a key for own work",
 )
-async def lease(body: LeaseRequest, state: Held, caller: Asking) -> JSONResponse:
+async def lease(body: LeaseRequest, state: Held, caller: Asking) -> Response:
     """`acquired` gives a `lease_id` to extend, complete, fail or cancel with. An expired lease may be taken
     over by the next caller; from then on the old holder's calls are refused."""
     return answers.taken(caller.plan, await _take(state, caller, runs.lease_taking(caller, body)))

@@ -137,7 +137,7 @@ async def logs(
     caller: Asking,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
     offset: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
-    decision: Literal["executed", "blocked", "dedup", "dry_run"] | None = None,
+    decision: Literal["executed", "blocked", "dedup", "dry_run", "replayed"] | None = None,
     tool: Annotated[Text, Query(max_length=256)] | None = None,
     since: UnixSeconds | None = None,
     until: UnixSeconds | None = None,

@@ -140,9 +140,7 @@ async def _set_paused(state: State, actor: str, tenant_id: str, name: str, pause
     summary="Run a schedule's job now",
     responses=problems(400, 402, 404, 413),
 )
-async def trigger(
-    name: Named, state: Held, caller: Asking, body: TriggerRequest | None = None
-) -> JSONResponse:
+async def trigger(name: Named, state: Held, caller: Asking, body: TriggerRequest | None = None) -> Response:
     """A run under the key `trigger:<name>:<id>`, answered like POST /ai/run. Its ticks go on as they would; pause and
     overlap policy don't matter here."""
     trigger_id = None if body is None else body.id

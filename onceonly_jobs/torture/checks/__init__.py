@@ -1,0 +1,1 @@
+"""The checks of a torture, by what they are about."""

@@ -1,0 +1,38 @@
+"""The life of a worker: it shows itself while it serves, and drains when it is told to end."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from celery import Celery, signals
+
+from onceonly_jobs.worker.presence import Presence
+from onceonly_jobs.worker.runtime import Runtime
+
+
+def live(app: Celery, runtime: Runtime, jobs: Collection[str]) -> None:
+    """Connect a worker's signals. jobs: the names of those that it serves."""
+    present: list[Presence] = []
+
+    def ready(sender: Any, **_: Any) -> None:
+        if sender.app is app:
+            present.append(Presence(runtime, sender, jobs))
+            present[0].start()
+
+    def received(sender: Any, **_: Any) -> None:
+        for presence in present:
+            presence.note_message()
+
+    def ending(sig: str, how: str, **_: Any) -> None:
+        # In a signal handler. The first signal leaves its runs their time; a second one, or SIGQUIT, does not.
+        runtime.shared.drain(runtime.settings.drain_s if how == "Warm" else 0)
+
+    def ended(sender: Any, **_: Any) -> None:
+        while present:
+            present.pop().close()
+
+    signals.worker_ready.connect(ready, weak=False)
+    signals.task_received.connect(received, weak=False)
+    signals.worker_shutting_down.connect(ending, weak=False)
+    signals.worker_shutdown.connect(ended, weak=False)
