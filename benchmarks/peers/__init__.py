@@ -1,0 +1,1 @@
+"""Other queues, each measured through an adapter in its own environment."""

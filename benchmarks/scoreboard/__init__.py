@@ -1,0 +1,1 @@
+"""What a killed worker costs, here and with other queues."""
