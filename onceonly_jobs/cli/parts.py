@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import signal
 import sys
-import threading
 import warnings
 from typing import Annotated
 
@@ -95,17 +93,17 @@ def relay() -> None:
         from onceonly_jobs.config import Settings
         from onceonly_jobs.telemetry import configure_logging
         from onceonly_jobs.worker.beat import make_relay, show_figures
-        from onceonly_jobs.worker.files import READY_FILE, touch
+        from onceonly_jobs.worker.files import ALIVE_FILE, READY_FILE, touch
+        from onceonly_jobs.worker.stopping import StopSignals
     settings = Settings.load()
     configure_logging(settings.log_level, "relay", settings.log_format, settings.secrets)
-    stop = threading.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda _signum, _frame: stop.set())
+    stop = StopSignals()
+    stop.listen()
     relay = make_relay(settings)
     show_figures(settings)
-    stop.wait(relay.tick())
-    touch(READY_FILE)
-    relay.run_forever(stop)
+    while not stop.wait(relay.tick()):
+        touch(READY_FILE)
+        touch(ALIVE_FILE)
 
 
 def _celery(app: str | None, command: str, options: list[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 
@@ -72,11 +71,6 @@ class Relay:
         self._failures = 0
         pause_s = self._settings.relay_interval_s
         return 0.0 if any(answered) else min(pause_s, FULL_PAUSE_S) if self._full else pause_s
-
-    def run_forever(self, stop: threading.Event) -> None:
-        """Tick until `stop` is set."""
-        while not stop.is_set():
-            stop.wait(self.tick())
 
     def _tried(self, doing: str, step: Callable[[], bool]) -> bool | None:
         """Whether the step has more to do; None when it failed."""

@@ -18,6 +18,7 @@ from onceonly_jobs.worker.courier import Courier
 from onceonly_jobs.worker.files import ALIVE_FILE, READY_FILE, touch
 from onceonly_jobs.worker.janitor import Janitor
 from onceonly_jobs.worker.operators import start_exporter
+from onceonly_jobs.worker.stopping import StopSignals
 from onceonly_jobs.worker.ticker import TickerThread
 
 
@@ -50,13 +51,19 @@ class Scheduler(beat.Scheduler):  # type: ignore[misc]
         self._ticker = None if lazy else TickerThread(app.onceonly.settings)
         self._relay_at = 0.0
         self._ready = False
+        self._stop = StopSignals()
+        if not lazy:
+            self._stop.listen()
 
     @property
     def info(self) -> str:
         return "    . relay -> due runs, expired claims\n    . ticker -> schedules"
 
     def tick(self, *args: Any, **options: Any) -> float:
-        """Send what is due. Returns seconds until the next call."""
+        """Send what is due, and wait until more is. Returns seconds until the next call.
+
+        Raises SystemExit once this process is told to end.
+        """
         delay_s = float(super().tick(*args, **options) or 0)
         if self._relay is None or self._ticker is None:
             return delay_s
@@ -65,7 +72,9 @@ class Scheduler(beat.Scheduler):  # type: ignore[misc]
             self._relay_at = time.monotonic() + self._relay.tick()
             self._say_ready()
             touch(ALIVE_FILE)
-        return max(0.0, min(delay_s, self._relay_at - time.monotonic()))
+        if self._stop.wait(min(delay_s, self._relay_at - time.monotonic())):
+            raise SystemExit
+        return 0.0
 
     def _say_ready(self) -> None:
         if not self._ready:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import base64
 import json
-import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -236,15 +235,6 @@ def test_a_database_that_is_down_is_waited_for(settings: Settings) -> None:
     assert pauses == sorted(pauses)
     assert pauses[-1] == 10
     publisher.close()
-
-
-def test_run_forever_ends_when_told(relay_of: RelayOf, enqueue: Enqueue, broker: redis.Redis) -> None:
-    stop = threading.Event()
-    thread = threading.Thread(target=relay_of().run_forever, args=(stop,))
-    thread.start()
-    stop.set()
-    thread.join(10)
-    assert not thread.is_alive()
 
 
 def test_a_publisher_says_that_the_broker_is_down(settings: Settings, unused_tcp_port_url: str) -> None:
