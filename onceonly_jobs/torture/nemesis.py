@@ -46,11 +46,11 @@ class Nemesis:
         self._say = say
         self._publisher = Publisher(Settings.load(broker_url=system.servers.broker_url))
 
-    def until(self, end: float) -> None:
-        """Cause faults until that time of time.monotonic()."""
-        while time.monotonic() < end:
-            self.pause(min(self.rng.uniform(0.5, 2.5), max(0.0, end - time.monotonic())))
-            if self._faults and time.monotonic() < end:
+    def until(self, over: Callable[[], bool]) -> None:
+        """Cause faults until it is over."""
+        while not over():
+            self.pause(self.rng.uniform(0.5, 2.5))
+            if self._faults and not over():
                 self.cause(self._next())
 
     def _next(self) -> str:

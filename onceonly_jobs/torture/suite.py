@@ -44,6 +44,8 @@ class Plan:
     clients: int = 12
     pause_s: float = 0.15
     """Each client's pause between two operations, on average."""
+    least_operations: int = 0
+    """It goes on for longer until so many have been answered."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -172,7 +174,7 @@ def _break(system: System, assignment: Assignment, nemesis: Nemesis, plan: Plan,
     with (directory / "clients.log").open("ab") as log:
         clients = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        nemesis.until(time.monotonic() + plan.seconds)
+        nemesis.until(_over(plan, Path(assignment.history)))
     finally:
         system.heal()
         clients.send_signal(signal.SIGTERM)
@@ -183,6 +185,12 @@ def _break(system: System, assignment: Assignment, nemesis: Nemesis, plan: Plan,
     if clients.returncode != 0:
         words = (directory / "clients.log").read_text(errors="replace")[-2000:]
         raise RuntimeError(f"the clients ended with status {clients.returncode}: {words}")
+
+
+def _over(plan: Plan, operations: Path) -> Callable[[], bool]:
+    """Whether the plan's time is over, and as much done as it wants."""
+    end = time.monotonic() + plan.seconds
+    return lambda: time.monotonic() >= end and len(history.read_ops(operations)) >= plan.least_operations
 
 
 def recover(

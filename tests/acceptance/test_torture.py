@@ -38,11 +38,12 @@ pytestmark = pytest.mark.timeout(SECONDS + 300)
 
 
 def test_nothing_is_lost_or_done_twice(tmp_path: Path) -> None:
-    plan = Plan(seconds=SECONDS, seed=SEED, faults=sorted(FAULTS) if MINUTES else FEW)
+    faults = sorted(FAULTS) if MINUTES else FEW
+    plan = Plan(seconds=SECONDS, seed=SEED, faults=faults, least_operations=150)
     report = torture(plan, tmp_path)
     print(report.as_json())
     assert report.violations == []
-    assert report.operations > 50
+    assert report.operations >= 150
     assert report.runs > 10
     assert report.tool_calls > 0
     assert sum(report.faults.values()) > 1
@@ -99,24 +100,32 @@ async def claim_what_is_forbidden(system: System, client: Client) -> None:
 
 
 async def thaw_a_zombie(system: System, client: Client) -> None:
-    """A worker is frozen past its lease, and goes on while another one has its run."""
-    await client.run_key("run:1", WORK, {"seconds": 6})
-    (first,) = await asyncio.to_thread(starts, system, "run:1", 1)
-    (holder,) = (part for part in system.of_kind("worker") if part.pid == first.data["worker"])
-    holder.freeze()
-    try:
-        await asyncio.to_thread(starts, system, "run:1", 2)
-    finally:
-        holder.thaw()
+    """A worker is frozen past its lease, goes on while another one has its run, and should be the first to end it.
+
+    On a machine that stands still at the wrong moment it is not: then once more.
+    """
+    for number in range(3):
+        key = f"run:{number}"
+        await client.run_key(key, WORK, {"seconds": 6})
+        (first,) = await asyncio.to_thread(effects, system, "start", key, 1)
+        (holder,) = (part for part in system.of_kind("worker") if part.pid == first.data["worker"])
+        holder.freeze()
+        try:
+            await asyncio.to_thread(effects, system, "start", key, 2)
+        finally:
+            holder.thaw()
+        ended, *_ = await asyncio.to_thread(effects, system, "end", key, 1)
+        if ended.data["token"] == first.data["token"]:
+            return
 
 
-def starts(system: System, key: str, wanted: int) -> list[Effect]:
-    """The witness's starts of a run, once there are so many."""
+def effects(system: System, kind: str, key: str, wanted: int) -> list[Effect]:
+    """What the witness saw of a run, once there are so many."""
     found: list[Effect] = []
 
     def enough() -> bool:
-        found[:] = [e for e in read_effects(system.witness_path) if e.kind == "start" and e.key == key]
+        found[:] = [e for e in read_effects(system.witness_path) if (e.kind, e.key) == (kind, key)]
         return len(found) >= wanted
 
-    system.until(enough, f"{key} is started {wanted} times")
+    system.until(enough, f"{key}: {wanted} times {kind}")
     return found
