@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -33,9 +34,10 @@ def answer(operation: Operation[T], *replies: Any) -> T:
 
 _MOVABLE = """
 CREATE TABLE IF NOT EXISTS onceonly_clock (moved interval NOT NULL);
+ALTER TABLE onceonly_clock ADD COLUMN IF NOT EXISTS stopped_at timestamptz;
 INSERT INTO onceonly_clock SELECT interval '0' WHERE NOT EXISTS (SELECT FROM onceonly_clock);
 CREATE OR REPLACE FUNCTION onceonly_now() RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE
-AS 'SELECT statement_timestamp() + moved FROM onceonly_clock';
+AS 'SELECT coalesce(stopped_at, statement_timestamp()) + moved FROM onceonly_clock';
 GRANT SELECT ON onceonly_clock TO PUBLIC;
 """
 
@@ -55,7 +57,19 @@ class Clock:
                 sa.text("UPDATE onceonly_clock SET moved = moved + make_interval(secs => :s)"), {"s": seconds}
             )
 
+    def move_to(self, at: datetime) -> None:
+        """Make it this time now."""
+        with self._engine.begin() as connection:
+            connection.execute(
+                sa.text("UPDATE onceonly_clock SET moved = moved + (:at - onceonly_now())"), {"at": at}
+            )
+
+    def stop(self) -> None:
+        """From now on let time pass by `advance` alone, however slow the machine is."""
+        with self._engine.begin() as connection:
+            connection.exec_driver_sql("UPDATE onceonly_clock SET stopped_at = statement_timestamp()")
+
     def reset(self) -> None:
         """Back to the real time."""
         with self._engine.begin() as connection:
-            connection.exec_driver_sql("UPDATE onceonly_clock SET moved = interval '0'")
+            connection.exec_driver_sql("UPDATE onceonly_clock SET moved = interval '0', stopped_at = NULL")

@@ -82,7 +82,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     data: Path = tmp_path_factory.mktemp("servers")
     running = []
     if postgres_url is None:
-        postgres = EmbeddedPostgres(data, {"fsync": "off"})
+        postgres = EmbeddedPostgres(data, {"fsync": "off", "full_page_writes": "off"})
         postgres.start()
         running.append(postgres)
         postgres_url = postgres.superuser_url
@@ -121,7 +121,7 @@ def template(servers: Servers) -> str:
 def owner_url(servers: Servers, template: str) -> Iterator[str]:
     """A fresh, migrated database, as its owner."""
     name = f"onceonly_test_{os.getpid()}_{next(_numbers)}"
-    _admin(servers, f"CREATE DATABASE {name} TEMPLATE {template}")
+    _admin(servers, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
     yield servers.database(name)
     _admin(servers, f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -158,8 +158,10 @@ def db(database_url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def clock(owner_url: str) -> Clock:
-    """Time that tests move; nothing sleeps."""
-    return Clock(owner_url)
+    """Time that passes as a test says, and not by itself."""
+    clock = Clock(owner_url)
+    clock.stop()
+    return clock
 
 
 @dataclass(frozen=True)

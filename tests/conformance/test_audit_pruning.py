@@ -59,7 +59,7 @@ class Trail:
                 self.end(self.start(f"k{next(self.numbers)}"))
             self.db.run(governance.set_policy, self.caller, "bot", PolicyRequest(max_actions_per_hour=5))
             self.seal()
-            self.clock.advance(DAY_S)
+            self.clock.advance(DAY_S + 1)
 
     def column(self, query: str) -> list[Any]:
         with self.owner.begin() as connection:

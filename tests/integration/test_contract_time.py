@@ -29,8 +29,8 @@ def api(serve: Serve, clock: Clock) -> Api:
 
 
 def move_to(clock: Clock, at: str) -> None:
-    """Let it be that time (UTC), as long as nothing was moved before."""
-    clock.advance((datetime.fromisoformat(at) - datetime.now(UTC)).total_seconds())
+    """Let it be that time (UTC)."""
+    clock.move_to(datetime.fromisoformat(at))
 
 
 def seconds_between(first: str, second: str) -> float:
