@@ -81,18 +81,27 @@ LIMITS = "('max_actions_per_hour_exceeded', 'max_calls_per_tool_exceeded', 'max_
 """SQL for the codes of `limits`."""
 
 
+_NOW = "(onceonly_now() + (clock_timestamp() - statement_timestamp()))"
+_OUTRUN = f"""(coalesce(a.hour_at > {HOUR} AND a.hour_at <= {_NOW}, false)
+        OR coalesce(a.day_on > {DAY} AND a.day_on <= ({_NOW} AT TIME ZONE 'UTC')::date, false))"""
+"""SQL for whether an hour or a day began, and the agent `a` has used of it, while this statement waited for the agent:
+its own window is over, and to count in it would forget the other. Not so where a clock was set back."""
+
+
 def alone(
     tool: str, *, between: str = "", actions: str = "1", calls: str = "1", spend: str = "c.cost"
 ) -> str:
     """SELECT of what becomes of each that is `asked` for if it is the only one, of its `agent`: see AGENTS.
 
     tool is SQL. between: CASE branches for what comes before the limits. The others are what it uses of the windows.
+    Nothing is said of whom the windows have outrun.
     """
     return f"""
     SELECT q.n, {tool} AS tool, a.tenant_id, a.agent_id, a.policy, a.policy_version, w.actions, w.spend, w.calls,
            c.cost, CASE {permission(tool)} {between}
                {limits(tool, actions=actions, calls=calls, spend=spend)} ELSE 'ok' END AS code
-    FROM asked q JOIN agent a USING (n), {WINDOWS}, {cost(tool, "q.spend_micro_usd")}"""
+    FROM asked q JOIN agent a USING (n), {WINDOWS}, {cost(tool, "q.spend_micro_usd")}
+    WHERE NOT {_OUTRUN}"""
 
 
 _SO_FAR = "FILTER (WHERE code = 'ok') OVER (PARTITION BY tenant_id, agent_id{} ORDER BY n)"

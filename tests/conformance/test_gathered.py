@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from onceonly_jobs.store import runs as store_runs
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.database import Database, on
 from onceonly_jobs.store.runs import Taken, Taking
+from onceonly_jobs.testing import Clock
 from tests.conftest import make_account
 
 AGENTS = ("bot", "bat", "bit")
@@ -464,3 +466,48 @@ def test_whoever_makes_a_call_at_the_same_time_one_has_it(db: Database, caller: 
         codes = sum(pool.map(ask, range(8)), Counter[str]())
     assert codes == {"ok": 90, "tool_idempotency": 150}
     assert rows(db, "SELECT sum(hour_actions) AS n FROM agents")[0].n == 90
+
+
+LIMITED = [
+    ("hour", PolicyRequest(max_actions_per_hour=1), {}),
+    ("day", PolicyRequest(max_spend_usd_per_day=1.0), {"spend_usd": 1.0}),
+    ("day", PolicyRequest(max_calls_per_tool={"work": 1}), {}),
+]
+
+
+@pytest.mark.parametrize(("window", "policy", "spend"), LIMITED)
+def test_what_waits_for_an_agent_into_its_next_window_counts_in_that_one(
+    db: Database, caller: Caller, clock: Clock, window: str, policy: PolicyRequest, spend: dict[str, float]
+) -> None:
+    """It has begun in the window before; counted there, it would forget what the new one has seen since."""
+    db.run(governance.set_policy, caller, "bot", policy)
+    clock.reset()
+    clock.move_to(datetime(2031, 5, 1, 23, 59, 59, 500_000, tzinfo=UTC))
+    asked = [taking(caller, "first", agent="bat"), taking(caller, "late", agent="bot", **spend)]
+    with ThreadPoolExecutor(1) as pool:
+        with db.engine.begin() as connection:
+            on(connection, agents.lock((caller.tenant_id, "bat")))
+            late = pool.submit(db.run, runs.take_many, asked)
+            while not rows(db, WAITING)[0].n:
+                assert not late.done()
+            while not rows(db, "SELECT onceonly_now() >= '2031-05-02T00:00:00Z' AS begun")[0].begun:
+                assert not late.done()
+            [next_] = db.run(runs.take_many, [taking(caller, "next", agent="bot", **spend)])
+            assert next_ is not None
+            assert next_.outcome == "acquired"
+        first, unsaid = late.result()
+        assert first is not None
+        assert unsaid is None
+    for key in ("late", "last"):
+        [answer] = db.run(runs.take_many, [taking(caller, key, agent="bot", **spend)])
+        assert answer is not None
+        assert answer.outcome == "refused", f"a second one in the same {window}"
+
+
+def test_a_clock_that_was_set_back_keeps_nobody_waiting(db: Database, caller: Caller, clock: Clock) -> None:
+    db.run(governance.set_policy, caller, "bot", PolicyRequest(max_actions_per_hour=1))
+    for key in ("a", "b"):
+        [taken] = db.run(runs.take_many, [taking(caller, key, agent="bot")])
+        assert taken is not None
+        assert taken.outcome == "acquired"
+        clock.advance(-7200)
