@@ -7,7 +7,7 @@ import os
 import random
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from onceonly_jobs import metrics
 from onceonly_jobs.errors import ConfigError
 from onceonly_jobs.store.line import Line
-from onceonly_jobs.store.silence import Breaker, Watch
+from onceonly_jobs.store.silence import Breaker, Patience, Watch
 from onceonly_jobs.store.statement import Operation, is_autocommit, is_read_only
 
 P = ParamSpec("P")
@@ -107,12 +107,15 @@ class Database:
         connect_timeout_s: int = 5,
         pool_timeout_s: float = 10,
         statement_timeout_s: float | None = None,
+        silence_s: float | None = None,
     ) -> None:
         """statement_timeout_s: of the async driver, which then also gives a silent Postgres up, and leaves it alone
-        for a moment."""
+        for a moment. silence_s: how long the other driver waits for an answer, before it takes the connection for lost.
+        """
         self._url, how = connecting(url)
         self._statement_timeout_s = statement_timeout_s
         self._breaker = Breaker()
+        self._patience = None if silence_s is None else Patience(silence_s)
         self._options: dict[str, Any] = {
             "pool_size": pool_size,
             "max_overflow": 0,
@@ -180,13 +183,22 @@ class Database:
         options = {"isolation_level": "AUTOCOMMIT"} if is_autocommit(operation) else {}
         for attempt in range(DEADLOCK_RETRIES + 1):
             try:
-                with self.engine.connect().execution_options(**options) as connection, connection.begin():
-                    return on(connection, operation(*args, **kwargs))
+                with (
+                    self.engine.connect().execution_options(**options) as connection,
+                    self._watched(connection) as answered,
+                    connection.begin(),
+                ):
+                    return on(connection, operation(*args, **kwargs), answered)
             except DBAPIError as error:
                 if attempt == DEADLOCK_RETRIES or not _may_repeat(operation, error, attempt):
                     raise
                 time.sleep(_pause_s(attempt))
         raise AssertionError("unreachable")
+
+    def _watched(self, connection: sa.Connection) -> AbstractContextManager[Callable[[], None]]:
+        if self._patience is None:
+            return nullcontext(lambda: None)
+        return self._patience.of(cast(Any, connection.connection.driver_connection))
 
     async def arun(self, operation: Callable[P, Operation[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """`run`, without blocking the event loop."""
@@ -270,8 +282,8 @@ class Database:
         self.close()
 
 
-def on(connection: sa.Connection, operation: Operation[T]) -> T:
-    """The operation's value, inside the connection's current transaction."""
+def on(connection: sa.Connection, operation: Operation[T], answered: Callable[[], None] = lambda: None) -> T:
+    """The operation's value, inside the connection's current transaction. answered: called after each answer."""
     answer: Any = None
     while True:
         try:
@@ -280,6 +292,7 @@ def on(connection: sa.Connection, operation: Operation[T]) -> T:
             value: T = done.value
             return value
         answer = statement.read(connection.execute(statement.query, statement.params))
+        answered()
 
 
 async def aon(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
+from typing import Any
 
 import psycopg
 import sqlalchemy as sa
@@ -52,7 +55,45 @@ class Watch:
             hang_up(self._connection)
 
 
-def hang_up(connection: psycopg.AsyncConnection[object]) -> None:
+class Patience:
+    """`Watch` for threads: hangs up on a database that has not answered one of them for `limit_s`.
+
+    Something between that takes what is sent, and loses the other side, keeps every time-out of TCP from ending it.
+    There are no locks: a fork may come at any time, and so may an interrupt.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._asked: dict[object, tuple[float, psycopg.Connection[Any]]] = {}
+        self._pid = 0
+
+    @contextmanager
+    def of(self, connection: psycopg.Connection[Any]) -> Iterator[Callable[[], None]]:
+        """Around what asks. What it gives is called after each answer: the next has all of the time again."""
+        if self._pid != os.getpid():
+            self._pid, self._asked = os.getpid(), {}
+            threading.Thread(target=self._look, name="patience", daemon=True).start()
+        mark = object()
+
+        def renew() -> None:
+            self._asked[mark] = (time.monotonic() + self._limit_s, connection)
+
+        renew()
+        try:
+            yield renew
+        finally:
+            self._asked.pop(mark, None)
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(self._limit_s / 8)
+            now = time.monotonic()
+            for mark, (ends_at, connection) in list(self._asked.items()):
+                if now >= ends_at and self._asked.pop(mark, None) is not None:
+                    hang_up(connection)
+
+
+def hang_up(connection: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> None:
     """End both ways of a connection's socket, which stays open: its number must not be given to another one yet."""
     try:
         line = socket.socket(fileno=os.dup(connection.fileno()))

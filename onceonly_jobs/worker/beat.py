@@ -18,6 +18,7 @@ from onceonly_jobs.worker.courier import Courier
 from onceonly_jobs.worker.files import ALIVE_FILE, READY_FILE, touch
 from onceonly_jobs.worker.janitor import Janitor
 from onceonly_jobs.worker.operators import start_exporter
+from onceonly_jobs.worker.runtime import scheduler_silence_s
 from onceonly_jobs.worker.stopping import StopSignals
 from onceonly_jobs.worker.ticker import TickerThread
 
@@ -26,14 +27,16 @@ def make_relay(settings: Settings) -> Relay:
     """A relay with connections of its own, and a courier of notifications and a janitor beside it."""
     Courier(settings).start()
     Janitor(settings).start()
-    database = Database(settings.require_database_url(), pool_size=2)
+    database = Database(settings.require_database_url(), pool_size=2, silence_s=scheduler_silence_s(settings))
     return Relay(settings, database, Publisher(settings), HintSender(settings))
 
 
 def show_figures(settings: Settings) -> None:
     """`/metrics` of a scheduler, where the settings ask for it: its own figures and those of the database."""
     if settings.scheduler_metrics_port:
-        database = Database(settings.require_database_url(), pool_size=1)
+        database = Database(
+            settings.require_database_url(), pool_size=1, silence_s=scheduler_silence_s(settings)
+        )
         figures = DatabaseFigures(database)
         figures.collect()  # what happens from here on is counted, whenever it is asked for
         metrics.REGISTRY.register(figures)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,9 @@ from types import TracebackType
 from onceonly_jobs.dispatch.brief import brief
 from onceonly_jobs.domain.runs import Claim
 from onceonly_jobs.services import claims_many
-from onceonly_jobs.worker.lifecycle import Completed, Outcome, answered, concluded, recorded
+from onceonly_jobs.services.claims import Ending
+from onceonly_jobs.store.claims_many import Completion
+from onceonly_jobs.worker.lifecycle import Completed, Outcome, answered, concluded, has_to_end, recorded
 from onceonly_jobs.worker.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -46,6 +49,7 @@ class Completions:
         self._changed = threading.Condition()
         self._ended: list[tuple[Ended, Completed]] = []
         self._storing = 0
+        self._asked_at = 0.0
         self._over = False
         self._thread = threading.Thread(target=self._run, name="completions", daemon=True)
 
@@ -72,6 +76,10 @@ class Completions:
         with self._changed:
             return self._changed.wait_for(lambda: len(self._ended) + self._storing <= most, timeout_s)
 
+    def stalled_s(self) -> float:
+        """How long ago the database was asked, or asked again, to store what is still being stored."""
+        return time.monotonic() - self._asked_at if self._storing else 0.0
+
     def _run(self) -> None:
         while batch := self._next():
             try:
@@ -88,16 +96,20 @@ class Completions:
         with self._changed:
             self._changed.wait_for(lambda: self._ended or self._over)
             batch, self._ended = self._ended[:AT_ONCE], self._ended[AT_ONCE:]
-            self._storing = len(batch)
+            self._storing, self._asked_at = len(batch), time.monotonic()
             return batch
 
     def _stored(self, batch: list[tuple[Ended, Completed]]) -> list[tuple[Ended, Outcome]]:
         """What became of each; of those of which the database would not tell, nothing: their claims expire."""
-        database, retention_s = self._runtime.database, self._runtime.settings.retention_s
         items = [claims_many.completion(e.claim, v.result, v.cost_usd) for e, v in batch]
         try:
-            endings = answered(lambda: database.run(claims_many.complete_many, items, retention_s))
+            endings = answered(lambda: self._asked(items), unless=lambda: has_to_end(self._runtime))
         except Exception as error:  # one result that Postgres does not take holds up no other
+            if has_to_end(self._runtime):
+                logger.warning(
+                    "%d results are not stored, their claims will expire: %s", len(batch), brief(error)
+                )
+                return []
             logger.warning("%d results are stored one by one: %s", len(batch), brief(error))
             asked = [(each, partial(recorded, self._runtime, each.claim, verdict)) for each, verdict in batch]
         else:
@@ -106,6 +118,12 @@ class Completions:
                 for (each, verdict), ending in zip(batch, endings, strict=True)
             ]
         return [(each, outcome) for each, ask in asked if (outcome := _answer(each, ask)) is not None]
+
+    def _asked(self, items: list[Completion]) -> list[Ending]:
+        self._asked_at = time.monotonic()
+        return self._runtime.database.run(
+            claims_many.complete_many, items, self._runtime.settings.retention_s
+        )
 
 
 def _answer(ended: Ended, ask: Callable[[], Outcome]) -> Outcome | None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import inspect
 import json
 import logging
+import os
+import signal
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
@@ -23,6 +27,7 @@ from onceonly_jobs.store.unknown import UnknownCall
 from onceonly_jobs.worker.addresses import Forbidden
 from onceonly_jobs.worker.interrupt import Interrupted, within
 from onceonly_jobs.worker.jobs import Registry
+from onceonly_jobs.worker.keeper import STDERR
 from onceonly_jobs.worker.outcomes import described
 from onceonly_jobs.worker.runtime import Runtime
 from onceonly_jobs.worker.tool_call import signed_headers, url_of
@@ -60,7 +65,7 @@ def confirm(runtime: Runtime, jobs: Registry, run: int, allowed: Allowed) -> str
             call = runtime.database.run(unknown.function_call, run)
             if call is None:
                 return "nothing to confirm"
-            request = _verdict(call, _asked(jobs, call), limit)
+            request = _verdict(call, _asked(runtime, jobs, call), limit)
     except StillUnknown as still:
         logger.info("call %s: still unknown: %s", call.key if call else run, still)
         return "still unknown"
@@ -93,22 +98,42 @@ def _ask(runtime: Runtime, call: UnknownCall, tool: Tool, allowed: Allowed) -> A
         raise StillUnknown(str(error)) from error
 
 
-def _asked(jobs: Registry, call: UnknownCall) -> dict[str, Any]:
+def _asked(runtime: Runtime, jobs: Registry, call: UnknownCall) -> dict[str, Any]:
     """What the function's own confirmer says. Raises StillUnknown where it says nothing."""
     job = jobs.get(call.job)
     if job is None or job.confirm is None:
         raise StillUnknown("this worker has no confirmer for it")
     ask, key = job.confirm, idempotency_key(call.tenant_id, call.key, call.first_seen_at)
     try:
-        said = within(job.time_limit_s or CONFIRM_S, lambda: _ran(ask(key, call.args)))
+        said = _answer_of(runtime, job.time_limit_s or CONFIRM_S, lambda: _ran(ask(key, call.args)))
         said = json.loads(compact_json(said))  # as it would come over HTTP
     except Interrupted:
-        raise StillUnknown("the confirmer took too long") from None
+        raise StillUnknown("the confirmer took too long, or its worker ends") from None
     except Exception as error:
         raise StillUnknown(f"the confirmer failed: {described(error)}") from error
     if said is False:
         return {"happened": False}
     return {"happened": True, "result": said} if isinstance(said, dict) else {}
+
+
+def _answer_of(runtime: Runtime, limit_s: float, ask: Callable[[], Any]) -> Any:
+    """What a confirmer returns in time. The process of one that can't be interrupted ends. Raises Interrupted."""
+
+    def give_up() -> None:
+        if runtime.expendable:
+            logger.error("a confirmer won't stop, its process ends")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    grace_s = runtime.settings.time_limit_grace_s
+    if runtime.expendable:  # should it hold the interpreter
+        faulthandler.dump_traceback_later(limit_s + 2 * grace_s, exit=True, file=STDERR)
+    try:
+        return within(
+            limit_s, ask, told_to_end=lambda: runtime.shared.out_of_time, grace_s=grace_s, give_up=give_up
+        )
+    finally:
+        if runtime.expendable:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def _ran(returned: Any) -> Any:

@@ -20,6 +20,7 @@ from onceonly_jobs.store.webhooks import Delivery
 from onceonly_jobs.worker.addresses import Forbidden
 from onceonly_jobs.worker.handlers import allowed_addresses
 from onceonly_jobs.worker.outcomes import printable
+from onceonly_jobs.worker.runtime import scheduler_silence_s
 from onceonly_jobs.worker.tool_call import signed_headers, url_of
 from onceonly_jobs.worker.tool_wire import Lost, NotSent, post
 
@@ -43,7 +44,9 @@ class Courier:
     """Delivers notifications. Any number may run at once; each delivery is taken by one."""
 
     def __init__(self, settings: Settings) -> None:
-        self._database = Database(settings.require_database_url(), pool_size=AT_ONCE)
+        self._database = Database(
+            settings.require_database_url(), pool_size=AT_ONCE, silence_s=scheduler_silence_s(settings)
+        )
         self._vault = vault_of(settings)
         self._allowed = allowed_addresses(settings)
         self._failures = 0

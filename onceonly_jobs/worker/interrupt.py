@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import inspect
+import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum, auto
@@ -18,6 +20,9 @@ T = TypeVar("T")
 SIGNAL = getattr(signal, "SIGRTMIN", signal.SIGUSR2)
 """Nobody else's signal (Celery's soft time limit is SIGUSR1), so our handler for it can stay for good: a
 signal on its way when the call ends still finds it, and is dropped there."""
+
+
+LOOK_S = 0.25
 
 
 class Reason(Enum):
@@ -139,6 +144,8 @@ class Interrupt:
         finally:
             self._armed = False
             self._finish()
+            if self.reason is not None:
+                _let_go_of_logs()
 
     def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
         if self._armed and self.reason is not None:
@@ -167,6 +174,17 @@ class Interrupt:
             self._finish()
 
 
+def _let_go_of_logs() -> None:
+    """Release what a call of logging has locked that was interrupted: before Python 3.13 it locks outside its `try`.
+
+    Every other thread that logs would wait for it without end. The handler's call is over, so nothing of it logs.
+    """
+    for reference in logging._handlerList:  # type: ignore[attr-defined]
+        lock = getattr(reference(), "lock", None)
+        while lock is not None and lock._is_owned():
+            lock.release()
+
+
 def _pass_on(inner: Interrupt) -> None:
     inner.fire(Reason.LOST)
 
@@ -179,14 +197,31 @@ def _cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
     loop.call_soon_threadsafe(task.cancel)
 
 
-def within(time_s: float, action: Callable[[], T]) -> T:
-    """What the action returns. Raises what it raises, or Interrupted when it took longer."""
-    interrupt = Interrupt()
-    timer = threading.Timer(time_s, interrupt.fire, (Reason.OVERDUE,))
-    timer.daemon = True
-    timer.start()
+def within(
+    time_s: float,
+    action: Callable[[], T],
+    *,
+    told_to_end: Callable[[], bool],
+    grace_s: float,
+    give_up: Callable[[], None],
+) -> T:
+    """What the action returns. Raises what it raises, or Interrupted when it took longer, or is told to end.
+
+    give_up: called where it did not stop within `grace_s` after it was interrupted.
+    """
+    interrupt, over, end_at = Interrupt(), threading.Event(), time.monotonic() + time_s
+
+    def watch() -> None:
+        while not over.wait(min(LOOK_S, max(0.0, end_at - time.monotonic()))):
+            if told_to_end() or time.monotonic() >= end_at:
+                interrupt.fire(Reason.STOPPING if told_to_end() else Reason.OVERDUE)
+                if not over.wait(grace_s):
+                    give_up()
+                return
+
+    threading.Thread(target=watch, name="within", daemon=True).start()
     try:
         result: T = interrupt.call(lambda _: action(), None)
         return result
     finally:
-        timer.cancel()
+        over.set()

@@ -11,6 +11,7 @@ from onceonly_jobs.dispatch.brief import brief
 from onceonly_jobs.services import retention
 from onceonly_jobs.store.database import Database
 from onceonly_jobs.store.retention import Kind
+from onceonly_jobs.worker.runtime import scheduler_silence_s
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,9 @@ class Janitor:
     """Prunes each kind of old rows in turn."""
 
     def __init__(self, settings: Settings) -> None:
-        self._database = Database(settings.require_database_url(), pool_size=1)
+        self._database = Database(
+            settings.require_database_url(), pool_size=1, silence_s=scheduler_silence_s(settings)
+        )
         self._kept = retention.kept(settings)
         self._stop = threading.Event()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+import signal
+from collections.abc import Callable, Collection
 from typing import Any
 
 from celery import Celery, signals
@@ -19,6 +21,7 @@ def live(app: Celery, runtime: Runtime, jobs: Collection[str]) -> None:
         if sender.app is app:
             present.append(Presence(runtime, sender, jobs))
             present[0].start()
+            _drain_at_once(runtime)
 
     def received(sender: Any, **_: Any) -> None:
         for presence in present:
@@ -36,3 +39,20 @@ def live(app: Celery, runtime: Runtime, jobs: Collection[str]) -> None:
     signals.task_received.connect(received, weak=False)
     signals.worker_shutting_down.connect(ending, weak=False)
     signals.worker_shutdown.connect(ended, weak=False)
+
+
+def _drain_at_once(runtime: Runtime) -> None:
+    """On SIGQUIT. Celery's own handler waits for the pool, and tells of the signal only then.
+
+    A handler that does not hear of its end is to be stopped meanwhile.
+    """
+    celerys, pid = signal.getsignal(signal.SIGQUIT), os.getpid()
+    if not callable(celerys):  # it serves in another thread than the main one, or on another platform
+        return
+
+    def ending(*args: Any, celerys: Callable[..., Any] = celerys) -> None:
+        if os.getpid() == pid:
+            runtime.shared.drain(0)
+        celerys(*args)
+
+    signal.signal(signal.SIGQUIT, ending)

@@ -52,7 +52,7 @@ class Fate(Enum):
     NOT_CLAIMED = auto()
     """nothing to do: taken, finished, or not due; a repeated message"""
     UNREACHABLE = auto()
-    """the database did not answer; the relay publishes the run again"""
+    """the database did not answer; the run is published again, or its claim expires"""
     COMPLETED = auto()
     UNKNOWN = auto()
     """held, since it may have happened: somebody has to settle it"""
@@ -328,11 +328,18 @@ def told_to_end(end: BaseException, runtime: Runtime) -> bool:
 
 
 def recorded(runtime: Runtime, claim: Claim, verdict: Verdict) -> Outcome:
-    """Store the verdict if the claim is still current, however long the database takes to answer."""
+    """Store the verdict if the claim is still current, however long the database takes to answer.
+
+    But for a worker that is to end, and whose time is over: then the claim will expire.
+    """
     try:
-        ending = answered(lambda: _ending(runtime, claim, verdict))
-    except DBAPIError as error:
-        if not isinstance(verdict, Completed) or not refused_value(error):
+        ending = answered(lambda: _ending(runtime, claim, verdict), unless=lambda: has_to_end(runtime))
+    except SQLAlchemyError as error:
+        if unreachable(error) or may_pass(error):
+            logger.warning("run %s: not recorded, its claim will expire: %s", claim.id, brief(error))
+            return Outcome(Fate.UNREACHABLE)
+        refused = isinstance(error, DBAPIError) and refused_value(error)
+        if not isinstance(verdict, Completed) or not refused:
             raise
         # A value that passed our checks and not Postgres's own. It would not pass next time either.
         return recorded(runtime, claim, Failed("invalid_result", printable(brief(error))))
@@ -395,15 +402,25 @@ def _failure(verdict: Failed) -> claims.Failure:
     )
 
 
-def answered(ask: Callable[[], T], give_up_after_s: float = float("inf")) -> T:
-    """The database's answer, asked for again for as long as it is away."""
+def has_to_end(runtime: Runtime) -> bool:
+    """Whether this process was told to end so long ago that it can't wait for the database any more."""
+    return runtime.shared.overdue(runtime.settings.time_limit_grace_s)
+
+
+def answered(
+    ask: Callable[[], T], give_up_after_s: float = float("inf"), unless: Callable[[], bool] = lambda: False
+) -> T:
+    """The database's answer, asked for again for as long as it is away.
+
+    unless: whether to give up. Raises what it failed with last.
+    """
     give_up_at, pause_s = time.monotonic() + give_up_after_s, 0.1
     while True:
         try:
             return ask()
         except Exception as error:
             passing = unreachable(error) or may_pass(error)
-            if not passing or time.monotonic() + pause_s > give_up_at:
+            if not passing or time.monotonic() + pause_s > give_up_at or unless():
                 raise
             logger.warning("the database is away: %s", brief(error))
         time.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311

@@ -21,7 +21,7 @@ from onceonly_jobs.services import workers
 from onceonly_jobs.services.workers import REPORT_S, Unserved, WorkerReport, WorkerState
 from onceonly_jobs.store.database import Database
 from onceonly_jobs.worker.files import ALIVE_FILE, remove, touch
-from onceonly_jobs.worker.runtime import Runtime
+from onceonly_jobs.worker.runtime import Runtime, silence_s
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,9 @@ class Presence:
         self._settings = runtime.settings
         self._consumer = consumer
         self._jobs = jobs
-        self._database = Database(self._settings.require_database_url(), pool_size=1)
+        self._database = Database(
+            self._settings.require_database_url(), pool_size=1, silence_s=silence_s(self._settings)
+        )
         self._over = threading.Event()
         self._busy_at = time.monotonic()
         self._message_at: float | None = None

@@ -15,6 +15,16 @@ from onceonly_jobs.store.database import Database
 from onceonly_jobs.worker.shared import Shared
 
 
+def silence_s(settings: Settings) -> float:
+    """How long a worker waits for an answer of the database: by then its claims have expired."""
+    return 2 * settings.worker_lease_s
+
+
+def scheduler_silence_s(settings: Settings) -> float:
+    """How long a scheduler does, whose statements may be about many rows."""
+    return 8 * settings.worker_lease_s
+
+
 @dataclass(frozen=True)
 class Runtime:
     settings: Settings
@@ -37,5 +47,9 @@ class Runtime:
     @classmethod
     def of(cls, settings: Settings) -> Runtime:
         """Connects to nothing yet: a fork may follow."""
-        database = Database(settings.require_database_url(), pool_size=settings.database_pool_size)
+        database = Database(
+            settings.require_database_url(),
+            pool_size=settings.database_pool_size,
+            silence_s=silence_s(settings),
+        )
         return cls(settings, database, HintSender(settings))

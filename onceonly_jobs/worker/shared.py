@@ -36,7 +36,11 @@ class Shared:
     @property
     def out_of_time(self) -> bool:
         """Whether what still runs is to be handed back now."""
-        return self.draining and time.monotonic() >= self._stop_at.value
+        return self.overdue(0)
+
+    def overdue(self, by_s: float) -> bool:
+        """Whether what still runs was to be handed back so many seconds ago."""
+        return self.draining and time.monotonic() >= self._stop_at.value + by_s
 
     def claimed(self, at: datetime) -> None:
         """Note the latest claim of any of the processes."""

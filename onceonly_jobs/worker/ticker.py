@@ -17,6 +17,7 @@ from onceonly_jobs.services import ticks
 from onceonly_jobs.services.ticks import Served
 from onceonly_jobs.store.database import Database, may_pass, unreachable
 from onceonly_jobs.store.schedules import Name
+from onceonly_jobs.worker.runtime import scheduler_silence_s
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,9 @@ class TickerThread:
     """A ticker in a thread of its own: neither a slow broker nor a long relay round makes a tick late."""
 
     def __init__(self, settings: Settings) -> None:
-        self._database = Database(settings.require_database_url(), pool_size=1)
+        self._database = Database(
+            settings.require_database_url(), pool_size=1, silence_s=scheduler_silence_s(settings)
+        )
         self._publisher = BackgroundPublisher(settings)
         self._hints = HintSender(settings)
         self._ticker = Ticker(settings, self._database, self._publisher, self._hints)

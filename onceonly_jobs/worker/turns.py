@@ -71,7 +71,7 @@ class Turn:
         self._queue = queue
         self._held = Held(runtime.shared)
         self._completions = Completions(runtime, self._tell)
-        self._warden = Warden(runtime, self._held, self._tell_of_slow)
+        self._warden = Warden(runtime, self._held, self._tell_of_slow, self._completions.stalled_s)
 
     def serve(self) -> bool:
         """Whether there was anything to do. Raises what ends the process."""

@@ -36,7 +36,13 @@ LAST_S = 2.0
 class Warden:
     """For the length of a `with` block. It begins no run and stores no result."""
 
-    def __init__(self, runtime: Runtime, held: Held, on_slow: Callable[[AtWork], None]) -> None:
+    def __init__(
+        self, runtime: Runtime, held: Held, on_slow: Callable[[AtWork], None], stalled_s: Callable[[], float]
+    ) -> None:
+        """on_slow: told of a run that is. stalled_s: for how long nothing has moved where results are stored."""
+        settings = runtime.settings
+        self._starved_s = STARVED_LEASES * settings.worker_lease_s + settings.time_limit_grace_s
+        self._stalled_s = stalled_s
         self._runtime = runtime
         self._on_slow = on_slow
         self._held = held
@@ -61,11 +67,9 @@ class Warden:
 
     def watch(self) -> None:
         """End this process should a handler hold the interpreter, so that not even this thread gets to run."""
-        settings = self._runtime.settings
         with self._watching:
             if not self._over.is_set():
-                after_s = STARVED_LEASES * settings.worker_lease_s + settings.time_limit_grace_s
-                faulthandler.dump_traceback_later(after_s, exit=True, file=STDERR)
+                faulthandler.dump_traceback_later(self._starved_s, exit=True, file=STDERR)
 
     def _run(self) -> None:
         while not self._over.wait(LOOK_S):
@@ -80,7 +84,7 @@ class Warden:
         if work is not None:
             work.keeper.start()  # which watches over the interpreter by itself
             self._on_slow(work)
-        elif not self._held.kept:
+        elif not self._held.kept and self._stalled_s() < self._starved_s:
             self.watch()
         if (
             self._held.kept

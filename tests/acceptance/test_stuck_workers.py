@@ -8,6 +8,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 import redis
+import sqlalchemy as sa
 from support.half_open import half_open
 from support.process_nodes import Process, RedisServer
 from support.worker_system import System
@@ -65,6 +66,31 @@ def test_a_worker_behind_a_half_open_connection_is_started_again(
             kept_up(worker, parts, "k")
             assert parts.starts("k") == 1
             assert parts.row("k")["attempt"] == 1
+        finally:
+            worker.teardown()
+
+
+def test_a_worker_gives_up_a_connection_to_the_database_that_has_fallen_silent(
+    parts: System, beat: Process
+) -> None:
+    """Something between them takes all that is sent, so that no time-out of TCP ends it."""
+    url = sa.make_url(parts.settings.require_database_url())
+    assert url.port is not None
+    with half_open(url.port) as line:
+        through = url.set(port=line.port).render_as_string(hide_password=False)
+        worker = parts.process("worker", "--concurrency", "1", ONCEONLY_DATABASE_URL=through)
+        worker.start()
+        worker.ready()
+        try:
+            parts.enqueue("effect", "before", witness=str(parts.witness("before")))
+            assert parts.finished("before")["state"] == "completed"
+            line.silence()
+            parts.enqueue("effect", "k", witness=str(parts.witness("k")))
+            assert parts.finished("k")["state"] == "completed"
+            assert parts.starts("k") == 1
+            line.silence()
+            worker.signal_main("SIGTERM")
+            assert worker.wait() == 0
         finally:
             worker.teardown()
 

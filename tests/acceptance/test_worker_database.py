@@ -35,7 +35,7 @@ def database_url(postgres: EmbeddedPostgres) -> str:
 @pytest.fixture
 def extra_env() -> dict[str, str]:
     """A lease that outlasts the outage."""
-    return {"ONCEONLY_WORKER_LEASE_S": "60"}
+    return {"ONCEONLY_WORKER_LEASE_S": "60", "ONCEONLY_DRAIN_S": "1"}
 
 
 def test_a_result_waits_for_the_database(
@@ -66,6 +66,18 @@ def test_a_result_waits_for_the_database(
     row = parts.finished("frozen")
     assert (row["state"], row["result"]) == ("completed", {"attempt": 1})
     assert parts.starts("frozen") == 1
+
+    # A worker that is to end does not wait for it any longer than for its handlers.
+    left = tmp_path / "left"
+    parts.enqueue("waits_first", "left", witness=str(parts.witness("left")), file=str(left))
+    parts.until(lambda: parts.starts("left") == 1, "a start")
+    postgres.kill()
+    left.touch()
+    for worker in celery_setup.worker_cluster:
+        worker.container.signal_main("SIGTERM")
+    for worker in celery_setup.worker_cluster:
+        assert worker.container.wait() == 0
+    postgres.start()
 
 
 @contextmanager

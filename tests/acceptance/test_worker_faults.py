@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import redis
 from pytest_celery import CeleryTestSetup, CeleryTestWorker
+from support.process_nodes import Process
 from support.worker_system import System
 
 pytestmark = pytest.mark.timeout(240)
@@ -102,3 +103,18 @@ def test_a_worker_that_stops_at_once_hands_its_run_back(celery_setup: CeleryTest
     assert (row["state"], row["attempt"]) == ("completed", 2)
     (retried,) = parts.rows("SELECT message FROM run_events WHERE type = 'run_retried'")
     assert retried["message"] == "its worker stopped before it was done"
+
+
+def test_a_worker_that_stops_at_once_does_not_wait_for_a_handler_that_does_not_hear_of_it(
+    parts: System, beat: Process
+) -> None:
+    worker = parts.process("worker", "--concurrency", "1")
+    worker.start()
+    worker.ready()
+    try:
+        parts.enqueue("deaf", "k", witness=str(parts.witness("k")))
+        parts.until(lambda: parts.starts("k") == 1, "first start")
+        worker.signal_main("SIGQUIT")
+        worker.wait()
+    finally:
+        worker.teardown()

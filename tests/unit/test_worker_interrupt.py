@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from onceonly_jobs.worker.interrupt import Interrupt, Interrupted, Reason
+from onceonly_jobs.worker.interrupt import Interrupt, Interrupted, Reason, within
 
 Runner = Callable[[Callable[[], Any]], Any]
 
@@ -238,3 +241,45 @@ def test_an_inner_run_that_has_to_stop_does_not_stop_the_handler(
         return "went on"
 
     assert run(lambda: outer.call(handler, None)) == "went on"
+
+
+def test_an_interrupted_call_of_logging_leaves_nothing_locked() -> None:
+    """As it would where the interruption comes between a handler's `acquire` and its `try`."""
+    handler, interrupt = logging.StreamHandler(io.StringIO()), Interrupt()
+
+    def logs(_: None) -> None:
+        handler.acquire()
+        busy(None)
+
+    firing = fired_after(interrupt, 0.1)
+    with pytest.raises(Interrupted):
+        interrupt.call(logs, None)
+    firing.join()
+    assert in_another_thread(lambda: handler.lock.acquire(blocking=False))
+
+
+def deaf_until(heard: threading.Event) -> str:
+    while not heard.is_set():
+        with contextlib.suppress(Interrupted):
+            time.sleep(0.01)
+    return "came too late"
+
+
+@pytest.mark.parametrize(("time_s", "ending", "reason"), [(0, False, "overdue"), (60, True, "stopping")])
+def test_what_takes_too_long_is_interrupted_and_then_given_up(
+    time_s: float, ending: bool, reason: str
+) -> None:
+    heard = threading.Event()
+    with pytest.raises(Interrupted, match=reason):
+        within(
+            time_s,
+            lambda: deaf_until(heard),
+            told_to_end=lambda: ending,
+            grace_s=0,
+            give_up=heard.set,
+        )
+
+
+def test_what_ends_in_time_is_left_alone() -> None:
+    said = within(60, lambda: "said", told_to_end=lambda: False, grace_s=0, give_up=pytest.fail)
+    assert said == "said"
