@@ -21,8 +21,8 @@ class Output:
         self._names: dict[str, str] = {}
 
     def line(self, name: str, text: str) -> None:
-        # A reader that went away (`up | head`) must not stop the servers.
-        with contextlib.suppress(BrokenPipeError, ValueError):
+        # A reader that went away (`up | head`), or a full disk, must not stop the servers, nor keep them from ending.
+        with contextlib.suppress(OSError, ValueError):
             self._stream.write(f"{self._prefix(name)} {text}\n")
             self._stream.flush()
 

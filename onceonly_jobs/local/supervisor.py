@@ -110,12 +110,12 @@ class Supervisor:
 
     def _on_signal(self, number: signal.Signals) -> None:
         if not self._stop.is_set():
-            self._output.line("up", f"{number.name}: ending; once more ends at once")
             self._stop.set()
+            self._output.line("up", f"{number.name}: ending; once more ends at once")
             return
-        self._output.line("up", f"{number.name}: ending at once")
         for child in self._all():
             child.kill()
+        self._output.line("up", f"{number.name}: ending at once")
 
     def _reap(self) -> None:
         for child in self._all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import os
@@ -414,6 +415,32 @@ def test_a_directory_has_one_holder(stage: Stage) -> None:
         process.communicate(timeout=PATIENCE_S)
     with exclusive(stage.directory):
         pass
+
+
+class Unwritable(io.StringIO):
+    """A terminal that is gone, or a file on a full disk."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def write(self, _: str) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC])
+def test_a_line_that_cannot_be_written_stops_nothing(number: int) -> None:
+    Output(Unwritable(OSError(number, os.strerror(number)))).line("up", "hello")
+
+
+def test_a_signal_ends_the_wait_whatever_becomes_of_its_line(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Supervisor(tmp_path, Output(Unwritable(RuntimeError()))) as supervisor:
+            asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGTERM)
+            async with asyncio.timeout(PATIENCE_S):
+                await supervisor.wait()
+
+    asyncio.run(scenario())
 
 
 def test_names_are_coloured_on_a_terminal_only() -> None:
