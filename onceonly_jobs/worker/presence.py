@@ -69,13 +69,21 @@ class Presence:
         patience_s = self._settings.watchdog_s
         pause_s = min(REPORT_S, patience_s / 4) if patience_s else REPORT_S
         while not self._over.is_set():
-            why = self._why_stuck() if patience_s and not self._runtime.shared.draining else None
-            if why is not None:
-                self._end(why)
-                return
-            self._report()
-            touch(ALIVE_FILE)
+            try:
+                self._look()
+            except Exception as error:
+                logger.warning("this worker was not looked after, trying again: %s", brief(error))
             self._over.wait(pause_s)
+
+    def _look(self) -> None:
+        """End the worker when it is stuck; else say how it does."""
+        watched = self._settings.watchdog_s and not self._runtime.shared.draining
+        why = self._why_stuck() if watched else None
+        if why is not None:
+            self._end(why)
+            return
+        self._report()
+        touch(ALIVE_FILE)
 
     def _report(self, stuck: bool = False) -> None:
         """To the database, at best: a worker that nobody can watch still works."""
