@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from queue import Empty, SimpleQueue
 
 from onceonly_jobs.config import Settings
 from onceonly_jobs.contracts.fields import utc_iso
@@ -64,9 +64,7 @@ class Courier:
         """Deliver what is due. Returns in how many seconds to come again; never raises."""
         try:
             taken = self._database.run(webhooks.take, BATCH, EACH, LEASE_S)
-            if taken:
-                with ThreadPoolExecutor(AT_ONCE) as pool:
-                    list(pool.map(self._deliver, taken))
+            self._deliver_all(taken)
             self._forget()
         except Exception as error:
             logger.log(
@@ -81,6 +79,34 @@ class Courier:
 
     def close(self) -> None:
         self._database.close()
+
+    def _deliver_all(self, taken: list[Delivery]) -> None:
+        """Several at once. Raises one of the errors by which deliveries were not recorded."""
+        # A process that ends waits for a pool's threads, and so for receivers that don't answer; not for these.
+        left: SimpleQueue[Delivery] = SimpleQueue()
+        for delivery in taken:
+            left.put(delivery)
+        errors: list[Exception] = []
+        threads = [
+            threading.Thread(target=self._deliver_each, args=(left, errors), daemon=True)
+            for _ in taken[:AT_ONCE]
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+
+    def _deliver_each(self, left: SimpleQueue[Delivery], errors: list[Exception]) -> None:
+        """What is left, until nothing is or something fails."""
+        try:
+            while True:
+                self._deliver(left.get_nowait())
+        except Empty:
+            return
+        except Exception as error:
+            errors.append(error)
 
     def _deliver(self, delivery: Delivery) -> None:
         """Post it and record how that went. Unrecorded, it is due again when its lease is over."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -26,6 +28,7 @@ from onceonly_jobs.worker.courier import LEASE_S, Courier
 if TYPE_CHECKING:
     from tests.integration.conftest import Api
 
+PATIENCE_S = 20.0
 SECRET = "a-shared-secret"
 AUTH = {"type": "hmac_sha256", "secret": SECRET}
 SERVER = {"secret_key": "0123456789abcdef0123456789abcdef", "tool_allow": "loopback"}
@@ -298,6 +301,43 @@ def test_one_namespaces_dead_receiver_does_not_hold_up_the_others(
     assert len(receiver.requests) == 1
     assert sorted(item["attempts"] for item in deliveries(deaf)) == [0, 0, 0, 0, 1, 1]
     assert "not reached" in deliveries(deaf)[-1]["error"]
+
+
+WAITING = """
+import threading
+from onceonly_jobs.config import Settings
+from onceonly_jobs.store.database import Database
+from onceonly_jobs.worker.courier import Courier
+
+delivering = threading.Event()
+
+def wait_for_an_answer(*_):
+    delivering.set()
+    threading.Event().wait()
+
+Database.run = lambda *_: ["one", "two"]
+Courier._deliver = wait_for_an_answer
+Courier(Settings.load(database_url="postgresql://nobody@127.0.0.1:1/nothing")).start()
+delivering.wait()
+"""
+
+
+def test_a_process_that_ends_waits_for_no_receiver() -> None:
+    subprocess.run([sys.executable, "-c", WAITING], check=True, timeout=PATIENCE_S)
+
+
+def test_what_cannot_be_recorded_is_left_for_its_lease_to_run_out(
+    told: Api, receiver: ToolServer, courier: Courier, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed(told)
+    with monkeypatch.context() as broken:
+        broken.setattr(courier_module.webhooks, "record", lambda *_: 1 / 0)
+        assert courier.tick() > 0.0
+    assert len(receiver.requests) == 1
+    clock.advance(LEASE_S + 1)
+    courier.tick()
+    assert len(receiver.requests) == 2
+    assert deliveries(told)[0]["state"] == "delivered"
 
 
 def test_a_webhook_may_not_be_inside_this_network(serve: Callable[..., Api], receiver: ToolServer) -> None:
