@@ -172,6 +172,14 @@ BUILD = Gauge(
 )
 
 
+# Held while a figure changes, and during a fork: a child would inherit the library's own lock as it is just then, and
+# wait for ever where another thread had it. Reentrant, for a destructor may count in the midst of it.
+_counting = threading.RLock()
+os.register_at_fork(
+    before=_counting.acquire, after_in_parent=_counting.release, after_in_child=_counting.release
+)
+
+
 @lru_cache(maxsize=4096)
 def _labelled(metric: M, labels: tuple[str, ...]) -> M:
     """The metric with these labels. Looking it up costs more than adding to it."""
@@ -183,7 +191,8 @@ def count(metric: Counter | Gauge, *labels: str, by: float = 1) -> None:
     """Add to a metric. Never raises, as the other two don't: a figure that can't be kept, its directory being gone or
     full, is no reason to fail what was done."""
     try:
-        _labelled(metric, labels).inc(by)
+        with _counting:
+            _labelled(metric, labels).inc(by)
     except Exception as error:
         _not_kept(error)
 
@@ -191,7 +200,8 @@ def count(metric: Counter | Gauge, *labels: str, by: float = 1) -> None:
 def observe(metric: Histogram, *labels: str, seconds: float) -> None:
     """Add an observation. Never raises."""
     try:
-        _labelled(metric, labels).observe(seconds)
+        with _counting:
+            _labelled(metric, labels).observe(seconds)
     except Exception as error:
         _not_kept(error)
 
@@ -199,7 +209,8 @@ def observe(metric: Histogram, *labels: str, seconds: float) -> None:
 def put(metric: Gauge, *labels: str, value: float) -> None:
     """Set a gauge. Never raises."""
     try:
-        _labelled(metric, labels).set(value)
+        with _counting:
+            _labelled(metric, labels).set(value)
     except Exception as error:
         _not_kept(error)
 

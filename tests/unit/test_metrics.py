@@ -78,6 +78,41 @@ print("worked")
     assert run(code, PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "gone")) == "worked\n"
 
 
+FORKING = """
+import os, signal, threading
+from onceonly_jobs import metrics
+
+counting, go_on = threading.Event(), threading.Event()
+
+class Slow(float):
+    def __radd__(self, other):  # the library adds under its lock, which is one for all figures
+        counting.set()
+        go_on.wait()
+        return other + float(self)
+
+directory = metrics.share_between_processes()
+thread = threading.Thread(target=metrics.count, args=(metrics.MESSAGES, "claimed"), kwargs={"by": Slow(2)})
+thread.start()
+counting.wait()
+os.register_at_fork(before=go_on.set)
+pid = os.fork()
+if pid == 0:
+    signal.alarm(10)
+    metrics.count(metrics.MESSAGES, "claimed")
+    metrics.observe(metrics.ATTEMPT_SECONDS, "echo", seconds=1)
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+metrics.count(metrics.MESSAGES, "claimed")
+thread.join()
+print(metrics.exposition().decode())
+metrics.forget(directory)
+"""
+
+
+def test_a_child_counts_whatever_its_parent_counted_when_it_forked() -> None:
+    assert 'onceonly_messages_total{outcome="claimed"} 4.0' in run(FORKING)
+
+
 def test_an_exporter_shows_its_figures_to_whoever_has_the_token() -> None:
     exporter = Exporter("127.0.0.1", 0, "a-token-of-mine")
     url = f"http://127.0.0.1:{exporter.port}/metrics"
