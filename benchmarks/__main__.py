@@ -26,6 +26,7 @@ from benchmarks.peers.round import Effort, PeerRound
 from benchmarks.product import Product
 from benchmarks.scoreboard.installed import python_with, version_of
 from benchmarks.servers import Servers
+from onceonly_jobs.local.unwinding import unwound_by_signals
 
 ROOT = Path(__file__).parents[1]
 OURS = ("http", "jobs", "latency", "tools", "memory", "twice")
@@ -165,7 +166,11 @@ def main() -> None:
     peers = (
         {p: py for p, py in install(options.venvs, failures).items() if p.name in wanted} if wanted else {}
     )
-    with tempfile.TemporaryDirectory(dir=options.directory) as directory, Servers(Path(directory)) as servers:
+    with (
+        unwound_by_signals(),
+        tempfile.TemporaryDirectory(dir=options.directory) as directory,
+        Servers(Path(directory)) as servers,
+    ):
         session = Session(servers, options.groups, options.seconds, options.jobs, peers, failures)
         for number in range(options.rounds):
             say(f"round {number + 1} of {options.rounds}")

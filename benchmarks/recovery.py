@@ -24,6 +24,7 @@ import sqlalchemy as sa
 
 from onceonly_jobs.config import sqlalchemy_url
 from onceonly_jobs.local.subprocess_system import LocalSystem
+from onceonly_jobs.local.unwinding import unwound_by_signals
 
 JOBS = """
 import os, time
@@ -103,6 +104,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     with (
+        unwound_by_signals(),
         tempfile.TemporaryDirectory() as name,
         LocalSystem(data_dir=Path(name) / "data", workers=1) as system,
     ):

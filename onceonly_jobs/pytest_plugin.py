@@ -25,10 +25,19 @@ def onceonly_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FreshS
     """PostgreSQL, Redis and the API, for the session: `base_url`, `new_key()`, `start_worker()`, `environment`."""
     try:
         from onceonly_jobs.local.fresh_system import FreshSystem
+        from onceonly_jobs.local.unwinding import unwound_by_signals
     except ModuleNotFoundError as missing:
         pytest.fail(f"{missing.name} is not installed: pip install 'onceonly-jobs[all]'", pytrace=False)
-    with FreshSystem(tmp_path_factory.mktemp("onceonly") / "data") as system:
+    with (
+        unwound_by_signals(_end_session),
+        FreshSystem(tmp_path_factory.mktemp("onceonly") / "data") as system,
+    ):
         yield system
+
+
+def _end_session(number: int) -> None:
+    """As Ctrl-C would, fixtures included: the system would outlive a session that is simply gone."""
+    pytest.exit(f"ended by signal {number}", returncode=128 + number)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from onceonly_jobs.config import sqlalchemy_url
 from onceonly_jobs.errors import ConfigError
 from onceonly_jobs.local.devenv import read_dev_env
 from onceonly_jobs.local.subprocess_system import LocalSystem
+from onceonly_jobs.local.unwinding import unwound_by_signals
 from onceonly_jobs.services import account, audit, runs
 from onceonly_jobs.store.database import Database
 
@@ -62,6 +63,7 @@ def _system() -> Iterator[Target]:
     typer.echo("Starting a temporary system: PostgreSQL, Redis, API, worker, scheduler ...", nl=False)
     started = time.monotonic()
     with (
+        unwound_by_signals(),
         tempfile.TemporaryDirectory(prefix="onceonly-demo-") as folder,
         LocalSystem(data_dir=Path(folder), flower=False, workers=1) as system,
     ):

@@ -15,6 +15,7 @@ import typer
 
 from onceonly_jobs.errors import ConfigError
 from onceonly_jobs.local.subprocess_system import LocalSystem
+from onceonly_jobs.local.unwinding import unwound_by_signals
 
 FIRST = (
     *("quickstart", "webhook_dedup", "ai_simple", "governance", "tool_permissions", "budget_limits"),
@@ -100,6 +101,7 @@ def run(
     chosen = _chosen(name)
     typer.echo("Starting a temporary system ...")
     with (
+        unwound_by_signals(),
         tempfile.TemporaryDirectory(prefix="onceonly-examples-") as folder,
         LocalSystem(data_dir=Path(folder), flower=False, workers=2) as system,
     ):

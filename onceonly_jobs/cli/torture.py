@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from onceonly_jobs.config import Settings
+from onceonly_jobs.local.unwinding import unwound_by_signals
 from onceonly_jobs.torture.nemesis import FAULTS, chosen
 from onceonly_jobs.torture.suite import Plan, Report, torture
 
@@ -53,7 +54,8 @@ def torture_command(
 
     say(f"seed {chosen_seed}, evidence in {directory}")
     plan = Plan(seconds=minutes * 60, seed=chosen_seed, faults=names, clients=clients)
-    found = torture(plan, directory, given=settings, say=say)
+    with unwound_by_signals():
+        found = torture(plan, directory, given=settings, say=say)
     _show(found)
     if report is not None:
         report.write_text(found.as_json() + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -80,3 +81,38 @@ def test_pytest_finds_the_plugin_by_its_modules_name() -> None:
     """So that naming it in a conftest too does not register it twice."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["entry-points"]["pytest11"] == {PLUGIN: PLUGIN}
+
+
+TOLD_TO_END = """
+import signal
+from pathlib import Path
+
+from onceonly_jobs.local import fresh_system
+
+
+class Light(fresh_system.FreshSystem):
+    def start(self):
+        Path("system").touch()
+
+    def stop(self):
+        Path("system").unlink()
+
+
+fresh_system.FreshSystem = Light
+
+
+def test_it_is_told_to_end(onceonly_system):
+    assert Path("system").exists()
+    signal.raise_signal(signal.SIGTERM)
+
+
+def test_no_other_one_is_run():
+    Path("another").touch()
+"""
+
+
+def test_a_suite_that_is_told_to_end_ends_its_system(tmp_path: Path) -> None:
+    done = _pytest(tmp_path, TOLD_TO_END)
+    assert done.returncode == 128 + signal.SIGTERM, done.stdout + done.stderr
+    assert not (tmp_path / "system").exists()
+    assert not (tmp_path / "another").exists()
