@@ -175,13 +175,12 @@ def _break(system: System, assignment: Assignment, nemesis: Nemesis, plan: Plan,
         clients = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
         nemesis.until(_over(plan, Path(assignment.history)))
-    finally:
         system.heal()
         clients.send_signal(signal.SIGTERM)
-        try:
-            clients.wait(120)
-        finally:
-            clients.kill()
+        clients.wait(120)
+    finally:  # at once where the torture is given up: nobody waits for its answers
+        clients.kill()
+        clients.wait()
     if clients.returncode != 0:
         words = (directory / "clients.log").read_text(errors="replace")[-2000:]
         raise RuntimeError(f"the clients ended with status {clients.returncode}: {words}")
