@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import subprocess
@@ -18,20 +19,25 @@ from urllib.parse import urlsplit, urlunsplit
 import sqlalchemy as sa
 
 from onceonly_jobs.config import Settings, new_secret, sqlalchemy_url
+from onceonly_jobs.dispatch.brief import brief
 from onceonly_jobs.domain.plans import Plan
 from onceonly_jobs.errors import ConfigError
 from onceonly_jobs.local.children import answers
 from onceonly_jobs.local.ports import LOOPBACK, free_port
 from onceonly_jobs.local.servers import EmbeddedPostgres, EmbeddedRedis
-from onceonly_jobs.services import account
+from onceonly_jobs.services import account, schedules
 from onceonly_jobs.store.database import Database
 from onceonly_jobs.store.migrations import upgrade
 from onceonly_jobs.torture.jobs import ask
 from onceonly_jobs.torture.parts import START_TIMEOUT_S, Part
 from onceonly_jobs.torture.proxy import TcpProxy
 
+logger = logging.getLogger(__name__)
+
 CLI = ("-m", "onceonly_jobs.cli.main")
 LEASE_S = 3.0
+MANY = 1000
+"""More schedules than a torture makes."""
 CONCURRENCY = 2
 
 QUICK = {
@@ -147,7 +153,21 @@ class System:
         if self._witness is not None:
             self._witness.kill()
             self._witness.wait()
-        self.database.close()
+
+    def retire(self) -> None:
+        """In somebody's deployment the torture's rows stay, but nothing ticks any more and its key opens nothing.
+
+        By the database alone: there may be no API by now.
+        """
+        if self.servers.postgres is not None or not self.api_key:
+            return
+        try:
+            for schedule in self.database.run(schedules.list_all, self.tenant, MANY, 0)[1]:
+                self.database.run(schedules.set_paused, self.tenant, self.tenant, schedule.name, True)
+            for key in self.database.run(account.list_keys, self.tenant):
+                self.database.run(account.revoke_key, key.id)
+        except sa.exc.SQLAlchemyError as error:
+            logger.warning("tenant %s still has active schedules or keys: %s", self.tenant, brief(error))
 
     def _start_witness(self) -> None:
         port = str(urlsplit(self.witness_url).port)
@@ -227,6 +247,8 @@ def running(
     """
     with ExitStack() as stack:
         system = System(_servers(stack, directory, given), directory, program)
+        stack.callback(system.database.close)
+        stack.callback(system.retire)  # when what could hold its rows has ended
         stack.callback(system.stop)
         system.start(apis, workers, beats)
         yield system
