@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.locking import held_up_at
 from support.policies import policies, tools
 from support.storms import storm
 from typer.testing import CliRunner
@@ -432,6 +433,24 @@ def test_runs_that_a_policy_refuses_together_do_not_wait_for_each_other_in_a_cir
         busy.rollback()
         assert [each.result() for each in asked] == [None, None]
     assert governed.counters() == (0, 0, {})
+
+
+def test_the_switch_and_a_wiped_broker_do_not_wait_for_each_other_in_a_circle(
+    governed: Governed, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both write all that is queued, and here what was asked for first is published last."""
+    first = governed.ask(key="first")
+    governed.ask(key="second")
+    with governed.db.engine.begin() as connection:
+        connection.execute(
+            sa.text("UPDATE runs SET publish_at = publish_at + interval '5 s' WHERE id = :id"),
+            {"id": first.run.id},
+        )
+    monkeypatch.setattr(database, "DEADLOCK_RETRIES", 0)
+    (_, stopped), again = held_up_at(
+        governed.db, "first", governed.disable, lambda: governed.db.run(outbox.republish_all)
+    )
+    assert (stopped.queued, again) == (2, 0)
 
 
 def test_a_lease_of_the_callers_own_is_not_the_policys_business(governed: Governed) -> None:
