@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from onceonly_jobs.domain.states import Owner
+from onceonly_jobs.domain.timelines import OPENING
 from onceonly_jobs.store.rows import FINISHED
 from onceonly_jobs.store.statement import Statement
 
@@ -63,11 +64,13 @@ _ACTIONS = f"""run_actions a WHERE {_older("at", "actions_s")}
 # A head's collation is C, and that of its events' index is not: compared as they are, the index is of no use.
 _RUN_ID = 't.run_id COLLATE "default"'
 
+_OPENING = ", ".join(f"'{name}'" for name in sorted(OPENING))
+
 # Whichever runs share a timeline, each has told it of its beginning. One question per timeline, not a join over all.
 _TIMELINES = f"""timelines t WHERE {_older("last_at", "events_s")}
     AND (
         SELECT true FROM run_events e JOIN runs r ON r.tenant_id = e.tenant_id AND r.key = e.data->>'key'
-        WHERE e.tenant_id = t.tenant_id AND e.run_id = {_RUN_ID} AND e.type IN ('run_queued', 'run_started')
+        WHERE e.tenant_id = t.tenant_id AND e.run_id = {_RUN_ID} AND e.type IN ({_OPENING})
             AND r.state IN ('queued', 'in_progress', 'unknown')
         LIMIT 1
     ) IS NULL"""
