@@ -371,6 +371,20 @@ def test_the_timeline_of_a_call_stays_until_it_has_ended(payments: Payments, clo
     assert payments.forget(events_s=WEEK_S) > 0
 
 
+def test_a_settlement_stands_as_long_as_its_call(payments: Payments, clock: Clock) -> None:
+    payments.register("slow", "irreversible", dedup_ttl_s=3 * WEEK_S)
+    key = payments.lose(tool="slow")
+    first = payments.settle(key, True, result={"n": 1})
+    clock.advance(2 * WEEK_S)
+    assert payments.forget(events_s=WEEK_S) == 0
+    assert payments.ask(tool="slow").code is Code.IDEMPOTENCY
+    again = payments.settle(key, True, "bob")
+    assert (again.actor, again.at) == ("ann", first.at)
+    assert refusal(lambda: payments.settle(key, False))["reason"] == "settled_otherwise"
+    clock.advance(WEEK_S)
+    assert payments.forget(events_s=WEEK_S) > 0
+
+
 def test_what_a_dead_worker_left_unknown_is_settled_the_same_way(payments: Payments, clock: Clock) -> None:
     claim = payments.claim(payments.ask())
     clock.advance(LEASE_S + 1)
