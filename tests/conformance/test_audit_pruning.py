@@ -220,6 +220,19 @@ def test_it_stops_at_the_first_decision_whose_run_goes_on(trail: Trail) -> None:
     assert claim is not None
 
 
+def test_it_stops_at_the_first_dead_letter_that_may_be_replayed(trail: Trail) -> None:
+    """A replay reads who asked for the run, and the decision on it."""
+    claim = trail.start("dead")
+    trail.db.run(claims.fail, claim, "x", None, 3 * DAY_S, dead_lettered=True)
+    trail.seal()
+    trail.clock.advance(DAY_S)
+    trail.days(1)
+    assert "seal 5 has the decision on dead" in trail.prune(keep_days=0)
+    trail.clock.advance(2 * DAY_S)
+    trail.prune(keep_days=0)
+    assert trail.column("SELECT number FROM audit_seals") == [6], "its retention time is over"
+
+
 def test_an_outcome_that_is_sealed_after_its_decision_was_pruned_is_verified(trail: Trail) -> None:
     claim = trail.start("k")
     trail.seal()
