@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,19 @@ class Trail:
             self.files.append(path)
         return said
 
+    @contextmanager
+    def pruned_before(self, statement: int) -> Iterator[list[str]]:
+        """Whoever reads is overtaken by a prune before his statement of this number; what that said."""
+        numbers, said = itertools.count(), list[str]()
+
+        def reading(*_: object) -> None:
+            if next(numbers) == statement:
+                said.append(self.prune(keep_days=1))
+
+        sa.event.listen(self.db.engine, "before_cursor_execute", reading)
+        yield said
+        sa.event.remove(self.db.engine, "before_cursor_execute", reading)
+
     def found(self, head: str | None = None, archive: bool = False) -> list[str]:
         return [str(finding) for finding in audit.verify(self.db, head, self.files if archive else ())]
 
@@ -151,6 +165,27 @@ def test_what_was_pruned_cannot_be_forged_with_the_archive_at_hand(trail: Trail)
         "checkpoint: begins after seal 3, but what came before ends with 2",
         "policy 3: the archive does not have it so",
     ]
+
+
+def test_what_is_pruned_while_it_is_verified_is_not_missing(
+    trail: Trail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before whichever of the statements."""
+    monkeypatch.setattr(audit, "SEALS_AT_ONCE", 2)
+    for statement in itertools.count():
+        trail.days(2)
+        with trail.pruned_before(statement) as said:
+            assert trail.found() == [], f"before statement {statement}"
+        if not said:
+            break
+    assert statement > 10
+
+
+def test_an_export_that_a_prune_overtakes_is_none(trail: Trail, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a chain would look like an attack."""
+    monkeypatch.setattr(audit, "SEALS_AT_ONCE", 1)
+    with trail.pruned_before(6), pytest.raises(LookupError, match="seals 2 to 3 were pruned"):
+        list(audit.export(trail.db))
 
 
 def test_an_older_head_needs_the_archive(trail: Trail) -> None:
