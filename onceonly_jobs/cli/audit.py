@@ -113,7 +113,7 @@ def prune(
     """Move the oldest part of the trail to a file: export, check the file, then delete, and leave a checkpoint.
 
     As the owner of the tables, ONCEONLY_MIGRATION_DATABASE_URL. Whole seals only, up to the first that has a decision
-    whose run has not ended. Versions of policies stay.
+    whose run has not ended, or may be replayed. Versions of policies stay.
     """
     if (before is None) == (keep_days is None):
         raise ConfigError("say either --before or --keep-days")
@@ -124,7 +124,7 @@ def prune(
     plan = database.run(pruning.plan, until, keep_days or 0)
     if plan.needed is not None:
         typer.echo(
-            f"up to seal {plan.last}: seal {plan.needed.seal} has the decision on {plan.needed.key}, which goes on"
+            f"up to seal {plan.last}: seal {plan.needed.seal} has the decision on {plan.needed.key}, which may go on"
         )
     if plan.empty:
         typer.echo("nothing to prune")

@@ -28,6 +28,11 @@ SEALS_AT_ONCE = 20
 MOST_LISTED = 100
 """How many rows outside the chain are named."""
 
+
+class PrunedMeanwhile(LookupError):
+    """What was to be read next is in an archive now."""
+
+
 Sealed = tuple[dict[str, Any], list[Row]]
 """A seal and the rows that are there for it."""
 
@@ -94,6 +99,20 @@ def sealed_after(number: int, limit: int) -> Operation[list[Sealed]]:
     return list(by_seal.values())
 
 
+def _next(after: int) -> Operation[list[Sealed]]:
+    """Some of the seals that follow one. Raises PrunedMeanwhile.
+
+    The checkpoint is read last: whatever of them is gone by then, it came with that.
+    """
+    found = yield from sealed_after(after, SEALS_AT_ONCE)
+    begun = yield from audit_pruning.checkpoint()
+    if begun is not None and begun.seal > after:
+        raise PrunedMeanwhile(
+            f"seals {after + 1} to {begun.seal} were pruned while they were read: try again"
+        )
+    return found
+
+
 def outside_the_chain() -> Operation[tuple[list[Finding], int]]:
     """What is listed for no seal that exists or was slipped in; and how many rows just wait to be sealed."""
     findings = [
@@ -146,6 +165,7 @@ class Verification:
 
     def __init__(self, database: Database, head: str | None = None, archive: Sequence[str] = ()) -> None:
         self._database = database
+        self._head = head
         self._archive = archive
         self.chain = Chain(head)
         self.pruned = 0
@@ -153,6 +173,15 @@ class Verification:
         self.unsealed = 0
 
     def __iter__(self) -> Iterator[Finding]:
+        while True:
+            try:
+                yield from self._findings()
+            except PrunedMeanwhile:
+                self.chain = Chain(self._head)
+            else:
+                return
+
+    def _findings(self) -> Iterator[Finding]:
         yield from verify_parts(self._archive, self.chain)
         archived, self.chain.policies = self.chain.policies, {}
         begun, kept, findings = self._database.run(pruned)
@@ -183,7 +212,8 @@ def verify(database: Database, head: str | None = None, archive: Sequence[str] =
 def export(database: Database, from_seal: int = 1, to_seal: int | None = None) -> Iterator[str]:
     """The chain from a seal on as lines of JSON, all that is needed to verify it included.
 
-    From seal 1 is from the first that was not pruned. Raises LookupError where there is no such seal.
+    From seal 1 is from the first that was not pruned. Raises LookupError where there is no such seal, or where the next
+    one is pruned meanwhile.
     """
     begun = database.run(checkpoint)
     after = max(from_seal, 1) - 1
@@ -214,7 +244,7 @@ def _hash_of(database: Database, number: int) -> str:
 
 
 def _stream(database: Database, after: int) -> Iterator[Sealed]:
-    while found := database.run(sealed_after, after, SEALS_AT_ONCE):
+    while found := database.run(_next, after):
         yield from found
         after = found[-1][0]["number"]
 

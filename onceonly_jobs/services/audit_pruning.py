@@ -43,10 +43,10 @@ def checkpoint() -> Operation[Checkpoint | None]:
 @read_only
 def plan(before: datetime | None, keep_days: int = 0) -> Operation[Plan]:
     """Which seals may go: all made before that time, or longer ago than so many days, up to the first with a decision
-    whose run has not ended.
+    whose run has not ended, or is a dead letter.
 
-    A run reads who asked for it, and a call of unknown outcome is settled by what its decision says. Raises
-    ConfigError where the role may not delete.
+    A run reads who asked for it, a replayed one too, and a call of unknown outcome is settled by what its decision
+    says. Raises ConfigError where the role may not delete.
     """
     if not (yield from store.permitted()):
         raise ConfigError(

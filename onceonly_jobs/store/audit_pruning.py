@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from onceonly_jobs.store.dead import DEAD
 from onceonly_jobs.store.statement import Statement, count, many, one_or_none
 
 
@@ -64,16 +65,16 @@ class Needed:
     key: str
 
 
-_NEEDED = sa.text("""
+_NEEDED = sa.text(f"""
 SELECT s.seal, s.row_id AS decision_id, r.key
 FROM runs r JOIN audit_sealed s ON s.kind = 'decision' AND s.row_id IN (r.decision_id, r.concludes_id)
-WHERE r.state IN ('queued', 'in_progress', 'unknown') AND s.seal <= :last
+WHERE (r.state IN ('queued', 'in_progress', 'unknown') OR {DEAD}) AND s.seal <= :last
 ORDER BY s.seal, s.position LIMIT 1
 """)
 
 
 def first_needed(last: int) -> Statement[Needed | None]:
-    """The first of the seals up to one that has a decision whose run has not ended."""
+    """The first of the seals up to one that has a decision whose run has not ended, or is a dead letter."""
     return Statement(
         "audit_pruning.first_needed", _NEEDED, one_or_none(lambda row: Needed(**row)), {"last": last}
     )

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from onceonly_jobs.domain.fingerprint import compact_json
 from onceonly_jobs.domain.runs import Claim
 from onceonly_jobs.store.events import elapsed_ms, event_row, recording
+from onceonly_jobs.store.governance import AGENTS_HELD, agents_first
 from onceonly_jobs.store.rows import (
     CLAIM_COLUMNS,
     CONFIRM_LATER,
@@ -280,15 +281,31 @@ def note(
     )
 
 
-_COMPLETE = sa.text(f"""
-WITH done AS (
+# Of a claim whose end is booked, and no other: it costs every statement something.
+_FIRST = (
+    agents_first("SELECT CAST(:tenant_id AS text) AS tenant_id, CAST(:agent_id AS text) AS agent_id") + ","
+)
+_HELD = f"AND {AGENTS_HELD}"
+
+
+def _governed(claim: Claim) -> dict[str, Any]:
+    return {"tenant_id": claim.tenant_id, "agent_id": claim.agent_id}
+
+
+def _completing(first: str = "", held: str = "") -> sa.TextClause:
+    return sa.text(f"""
+WITH {first} done AS (
     UPDATE runs SET state = 'completed', result = CAST(:result AS json), result_hash = :result_hash,
         error_code = NULL, error_message = NULL, {FINISH}
-    WHERE {_CURRENT} AND deadline_at > onceonly_now()
+    WHERE {_CURRENT} AND deadline_at > onceonly_now() {held}
     RETURNING *
 ), {finished("done", actual="CAST(:actual_micro_usd AS bigint)", told=None)}
 SELECT id FROM done
 """)
+
+
+_COMPLETE = _completing()
+_COMPLETE_BOOKED = _completing(_FIRST, _HELD)
 
 
 def complete(
@@ -302,12 +319,14 @@ def complete(
 
     False when the claim is no longer current or the time limit has passed.
     """
+    booked = claim.agent_id is not None and actual_micro_usd is not None
     return Statement(
         "claims.complete",
-        _COMPLETE,
+        _COMPLETE_BOOKED if booked else _COMPLETE,
         lambda r: r.first() is not None,
         {
             **_of(claim),
+            **(_governed(claim) if booked else {}),
             "result": compact_json(result).decode(),
             "result_hash": result_hash,
             "retention_s": retention_s,
@@ -316,17 +335,22 @@ def complete(
     )
 
 
-_FAIL = sa.text(f"""
-WITH done AS (
+def _failing(first: str = "", held: str = "", given_back: str = "false") -> sa.TextClause:
+    return sa.text(f"""
+WITH {first} done AS (
     UPDATE runs SET state = 'failed', error_code = :error_code, error_message = CAST(:message AS text),
         dead_lettered = :dead_lettered, result = CAST(:result AS json), repeatable = :repeatable,
         failures = failures + 1,
         errors = {with_error("CAST(:kind AS text)", "CAST(:error_code AS text)", "CAST(:message AS text)")}, {FINISH}
-    WHERE {_CURRENT}
+    WHERE {_CURRENT} {held}
     RETURNING *
-), {finished("done", given_back="CAST(:never_made AS boolean) AND attempt = 1")}
+), {finished("done", given_back=given_back)}
 SELECT id FROM done
 """)
+
+
+_FAIL = _failing()
+_FAIL_NEVER_MADE = _failing(_FIRST, _HELD, "attempt = 1")
 
 
 Kind = Literal["error", "timeout", "handed_back"]
@@ -351,19 +375,20 @@ class Failure:
 
 def fail(claim: Claim, failure: Failure, retention_s: int) -> Statement[bool]:
     """End the run as failed for good. False when the claim is no longer current."""
+    booked = claim.agent_id is not None and failure.never_made
     return Statement(
         "claims.fail",
-        _FAIL,
+        _FAIL_NEVER_MADE if booked else _FAIL,
         lambda r: r.first() is not None,
         {
             **_of(claim),
+            **(_governed(claim) if booked else {}),
             "error_code": failure.error_code,
             "message": failure.message,
             "kind": failure.kind,
             "dead_lettered": failure.dead_lettered,
             "result": None if failure.result is None else compact_json(failure.result).decode(),
             "repeatable": failure.repeatable,
-            "never_made": failure.never_made,
             "retention_s": retention_s,
         },
     )

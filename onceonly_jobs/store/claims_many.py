@@ -128,9 +128,12 @@ def _ids(result: sa.CursorResult[Any]) -> set[int]:
     return {int(row[0]) for row in result}
 
 
-_KEEP = sa.text(
-    f"WITH g AS ({_THESE}) UPDATE runs r SET {KEEP_CLAIM} FROM g WHERE {_of_these()} RETURNING r.id"
+_KEEP = sa.text(f"""
+WITH g AS ({_THESE}), held AS (
+    SELECT r.id FROM runs r JOIN g ON {_of_these()} ORDER BY r.id FOR UPDATE OF r
 )
+UPDATE runs r SET {KEEP_CLAIM} FROM held WHERE r.id = held.id RETURNING r.id
+""")
 
 
 def keep(claims: Sequence[Claim], lease_s: float) -> Statement[set[int]]:

@@ -217,6 +217,22 @@ def settlement(source: str, actual: str, given_back: str) -> str:
       AND (s.difference <> 0 OR s.unmade > 0 OR s.unmade_calls IS NOT NULL)"""
 
 
+def agents_first(ended: str) -> str:
+    """A CTE `booked` that holds the agents of runs whose end is booked, before anything holds the runs: AGENTS_HELD.
+
+    ended is SQL for their tenant_id and agent_id. Whoever decides on an agent holds its row first, and then waits for a
+    run: to end the run first and then wait for the agent would close a circle.
+    """
+    return f"""booked AS MATERIALIZED (
+    SELECT FROM ({ended}) r JOIN agents a ON a.tenant_id = r.tenant_id AND a.agent_id = r.agent_id
+    ORDER BY a.tenant_id, a.agent_id FOR NO KEY UPDATE OF a
+)"""
+
+
+AGENTS_HELD = "(SELECT count(*) FROM booked) >= 0"
+"""SQL that is true, once `booked` was read: a guard of whatever holds the runs."""
+
+
 def charged(actual: str, given_back: str) -> str:
     """SQL for what its agent is charged for a run that ends, in micro-dollars.
 

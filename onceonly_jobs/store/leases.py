@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from onceonly_jobs.domain.fingerprint import compact_json
 from onceonly_jobs.domain.runs import Run
+from onceonly_jobs.store.governance import AGENTS_HELD, agents_first
 from onceonly_jobs.store.rows import FINISH, RUN_COLUMNS, finished, to_run
 from onceonly_jobs.store.statement import Statement, one_or_none
 from onceonly_jobs.store.stopping import blocked_decision, gate, stopping
@@ -151,10 +152,10 @@ def fail(
 
 # A running job keeps its worker's claim: the key is free again only when that ends.
 _CANCEL = sa.text(f"""
-WITH done AS (
+WITH {agents_first(f"SELECT tenant_id, agent_id FROM runs WHERE {_OPEN} AND {_GOVERNED} AND attempt = 0")}, done AS (
     UPDATE runs SET state = 'cancelled', error_code = 'cancelled', error_message = CAST(:reason AS text),
         lease_until_at = CASE WHEN owner = 'server' AND state = 'in_progress' THEN lease_until_at END, {FINISH}
-    WHERE {_HELD} AND state IN ('queued', 'in_progress')
+    WHERE {_OPEN} AND {AGENTS_HELD}
     RETURNING *
 ), {finished("done", given_back="attempt = 0", told=None)}
 SELECT {RUN_COLUMNS} FROM done

@@ -172,8 +172,10 @@ def take_due(batch: int, grace_s: float, full_queues: list[str]) -> Statement[li
 
 
 _REPUBLISH = sa.text("""
-UPDATE runs SET publish_at = onceonly_now(), publications = 0
-WHERE state = 'queued' AND due_at <= onceonly_now()
+WITH due AS (
+    SELECT id FROM runs WHERE state = 'queued' AND due_at <= onceonly_now() ORDER BY id FOR UPDATE
+)
+UPDATE runs r SET publish_at = onceonly_now(), publications = 0 FROM due WHERE r.id = due.id
 """)
 
 

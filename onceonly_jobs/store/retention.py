@@ -9,7 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from onceonly_jobs.domain.states import Owner
-from onceonly_jobs.store.rows import FINISHED
+from onceonly_jobs.domain.timelines import OPENING
+from onceonly_jobs.store.rows import FINISHED, RETAINED
 from onceonly_jobs.store.statement import Statement
 
 IN_HAND_S = 60
@@ -28,7 +29,7 @@ class Kind(StrEnum):
     LOCKS = "locks"
     """locks that have run out: whoever comes is the first one, with or without the row"""
     EVENTS = "run_events"
-    """events of timelines that were silent for long and have no run that may still go on"""
+    """events of timelines that were silent for long, with no run that may still go on and no settlement that stands"""
     FEED = "feed_events"
     WORKERS = "workers"
 
@@ -63,12 +64,17 @@ _ACTIONS = f"""run_actions a WHERE {_older("at", "actions_s")}
 # A head's collation is C, and that of its events' index is not: compared as they are, the index is of no use.
 _RUN_ID = 't.run_id COLLATE "default"'
 
-# Whichever runs share a timeline, each has told it of its beginning. One question per timeline, not a join over all.
+_OPENING = ", ".join(f"'{name}'" for name in sorted(OPENING))
+
+# Whichever runs share a timeline, each has told it of its beginning; and who settled a call is told nowhere else. One
+# question per timeline, not a join over all.
 _TIMELINES = f"""timelines t WHERE {_older("last_at", "events_s")}
     AND (
         SELECT true FROM run_events e JOIN runs r ON r.tenant_id = e.tenant_id AND r.key = e.data->>'key'
-        WHERE e.tenant_id = t.tenant_id AND e.run_id = {_RUN_ID} AND e.type IN ('run_queued', 'run_started')
-            AND r.state IN ('queued', 'in_progress', 'unknown')
+        WHERE e.tenant_id = t.tenant_id AND e.run_id = {_RUN_ID} AND (
+                e.type IN ({_OPENING}) AND r.state IN ('queued', 'in_progress', 'unknown')
+                OR e.type = 'settled' AND e.data->>'decision_id' = r.decision_id::text AND {RETAINED}
+            )
         LIMIT 1
     ) IS NULL"""
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from onceonly_jobs.domain.schedules import TickState
+from onceonly_jobs.store.governance import AGENTS_HELD, agents_first
 from onceonly_jobs.store.rows import FINISH, finished
 from onceonly_jobs.store.statement import Statement, count, many, nothing
 from onceonly_jobs.store.webhooks import refused_ticks
@@ -105,8 +106,8 @@ def active_run(tenant_id: str, schedule: str, but: str) -> Statement[str | None]
 
 # What a worker has in hand keeps its lease, so that its handler is told at its next heartbeat.
 _CANCEL = sa.text(f"""
-WITH before AS (
-    SELECT id FROM runs WHERE {_ACTIVE} AND owner = 'server' ORDER BY id FOR UPDATE
+WITH {agents_first(f"SELECT tenant_id, agent_id FROM runs WHERE {_ACTIVE} AND attempt = 0")}, before AS (
+    SELECT id FROM runs WHERE {_ACTIVE} AND owner = 'server' AND {AGENTS_HELD} ORDER BY id FOR UPDATE
 ), done AS (
     UPDATE runs r SET state = 'cancelled', error_code = 'cancelled', error_message = CAST(:reason AS text),
         lease_until_at = CASE WHEN r.state = 'in_progress' THEN r.lease_until_at END, {FINISH}

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from onceonly_jobs.domain.fingerprint import compact_json
 from onceonly_jobs.domain.runs import Run
 from onceonly_jobs.domain.states import RunState
+from onceonly_jobs.store.governance import AGENTS_HELD, agents_first
 from onceonly_jobs.store.outbox import Due
 from onceonly_jobs.store.rows import CONFIRM_PAUSES_S, NEXT_TOKEN, RETAINED, RUN_COLUMNS, finished, to_run
 from onceonly_jobs.store.statement import Statement, many, one_or_none
@@ -86,10 +87,13 @@ class Settlement:
     """What it really cost; None keeps the reservation."""
 
 
+_THIS = """tenant_id = :tenant_id AND key = :key AND state = 'unknown'
+        AND (CAST(:decision_id AS bigint) IS NULL OR decision_id = :decision_id)"""
+
 # Retention counts from here: however long nobody knew, whoever waited for the answer can still read it. The new
 # token refuses a worker that was believed dead: it must not think that its own outcome was stored.
 _SETTLE = sa.text(f"""
-WITH done AS (
+WITH {agents_first(f"SELECT tenant_id, agent_id FROM runs WHERE {_THIS}")}, done AS (
     UPDATE runs SET
         state = CASE WHEN CAST(:happened AS boolean) THEN 'completed' ELSE 'failed' END,
         result = CAST(:result AS json), result_hash = CAST(:result_hash AS text),
@@ -98,8 +102,7 @@ WITH done AS (
         repeatable = NOT CAST(:happened AS boolean), version = version + 1,
         fencing_token = {NEXT_TOKEN}, done_at = onceonly_now(),
         retain_until_at = onceonly_now() + make_interval(secs => coalesce(retention_s, CAST(:retention_s AS integer)))
-    WHERE tenant_id = :tenant_id AND key = :key AND state = 'unknown'
-        AND (CAST(:decision_id AS bigint) IS NULL OR decision_id = :decision_id)
+    WHERE {_THIS} AND {AGENTS_HELD}
     RETURNING *
 ), {
     finished(

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,19 @@ class Trail:
             self.files.append(path)
         return said
 
+    @contextmanager
+    def pruned_before(self, statement: int) -> Iterator[list[str]]:
+        """Whoever reads is overtaken by a prune before his statement of this number; what that said."""
+        numbers, said = itertools.count(), list[str]()
+
+        def reading(*_: object) -> None:
+            if next(numbers) == statement:
+                said.append(self.prune(keep_days=1))
+
+        sa.event.listen(self.db.engine, "before_cursor_execute", reading)
+        yield said
+        sa.event.remove(self.db.engine, "before_cursor_execute", reading)
+
     def found(self, head: str | None = None, archive: bool = False) -> list[str]:
         return [str(finding) for finding in audit.verify(self.db, head, self.files if archive else ())]
 
@@ -153,6 +167,27 @@ def test_what_was_pruned_cannot_be_forged_with_the_archive_at_hand(trail: Trail)
     ]
 
 
+def test_what_is_pruned_while_it_is_verified_is_not_missing(
+    trail: Trail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before whichever of the statements."""
+    monkeypatch.setattr(audit, "SEALS_AT_ONCE", 2)
+    for statement in itertools.count():
+        trail.days(2)
+        with trail.pruned_before(statement) as said:
+            assert trail.found() == [], f"before statement {statement}"
+        if not said:
+            break
+    assert statement > 10
+
+
+def test_an_export_that_a_prune_overtakes_is_none(trail: Trail, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a chain would look like an attack."""
+    monkeypatch.setattr(audit, "SEALS_AT_ONCE", 1)
+    with trail.pruned_before(6), pytest.raises(LookupError, match="seals 2 to 3 were pruned"):
+        list(audit.export(trail.db))
+
+
 def test_an_older_head_needs_the_archive(trail: Trail) -> None:
     number, hashed = 1, trail.column("SELECT hash FROM audit_seals WHERE number = 1")[0]
     trail.prune(keep_days=2)
@@ -218,6 +253,19 @@ def test_it_stops_at_the_first_decision_whose_run_goes_on(trail: Trail) -> None:
     trail.prune(keep_days=0)
     assert trail.column("SELECT number FROM audit_seals") == [7], "the newest seal stays"
     assert claim is not None
+
+
+def test_it_stops_at_the_first_dead_letter_that_may_be_replayed(trail: Trail) -> None:
+    """A replay reads who asked for the run, and the decision on it."""
+    claim = trail.start("dead")
+    trail.db.run(claims.fail, claim, "x", None, 3 * DAY_S, dead_lettered=True)
+    trail.seal()
+    trail.clock.advance(DAY_S)
+    trail.days(1)
+    assert "seal 5 has the decision on dead" in trail.prune(keep_days=0)
+    trail.clock.advance(2 * DAY_S)
+    trail.prune(keep_days=0)
+    assert trail.column("SELECT number FROM audit_seals") == [6], "its retention time is over"
 
 
 def test_an_outcome_that_is_sealed_after_its_decision_was_pruned_is_verified(trail: Trail) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from support.locking import held_up_at
 from support.storms import storm
 
 from onceonly_jobs.contracts.leases import CancelRequest
@@ -18,6 +19,7 @@ from onceonly_jobs.services import claims, claims_many, insights, leases, outbox
 from onceonly_jobs.services.claims import Ending
 from onceonly_jobs.services.claims_many import Progress
 from onceonly_jobs.services.outbox import Death
+from onceonly_jobs.store import database
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.claims import Beat, Holder
 from onceonly_jobs.store.database import Database
@@ -242,6 +244,26 @@ def test_claims_are_kept_together(deployment: Deployment, clock: Clock) -> None:
         assert deployment.db.run(claims_many.keep, held, LEASE_S) == {claim.id for claim in held}
     assert isinstance(deployment.db.run(claims.heartbeat, held[0], LEASE_S), Beat)
     assert deployment.complete(held) == [Ending.STORED] * 3
+
+
+def test_keeping_and_completing_do_not_wait_for_each_other_in_a_circle(
+    deployment: Deployment, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch is in the order of its tokens: of what was due first, whichever row is the older."""
+    (older,) = deployment.submit(1, delay_s=50)
+    deployment.submit(1, delay_s=10)
+    clock.advance(60)
+    held = deployment.claim()
+    assert [claim.id for claim in held] != sorted(claim.id for claim in held)
+    monkeypatch.setattr(database, "DEADLOCK_RETRIES", 0)
+    completed, kept = held_up_at(
+        deployment.db,
+        older.run.key,
+        lambda: deployment.complete(held),
+        lambda: deployment.db.run(claims_many.keep, held, LEASE_S),
+    )
+    assert completed == [Ending.STORED] * 2
+    assert kept == set()
 
 
 def test_what_is_given_back_counts_as_never_claimed(deployment: Deployment) -> None:

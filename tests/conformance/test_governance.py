@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.locking import held_up_at
 from support.policies import policies, tools
 from support.storms import storm
 from typer.testing import CliRunner
@@ -22,15 +23,16 @@ from onceonly_jobs.cli.main import build
 from onceonly_jobs.contracts.agents import SwitchRequest
 from onceonly_jobs.contracts.leases import CancelRequest, ExtendRequest, LeaseRequest
 from onceonly_jobs.contracts.policies import PolicyRequest, TemplateRequest
+from onceonly_jobs.contracts.unknown import SettleRequest
 from onceonly_jobs.domain.budgets import AgentModel
 from onceonly_jobs.domain.governance import REASONS, TEMPLATES, Code, micro_usd, risk_level
 from onceonly_jobs.domain.plans import Plan
 from onceonly_jobs.domain.runs import Claim, JobSpec
 from onceonly_jobs.domain.states import RunState
 from onceonly_jobs.errors import FeatureNotAvailable, LeaseConflict, UnknownTask
-from onceonly_jobs.services import audit, claims, governance, leases, outbox, runs
-from onceonly_jobs.services.claims import Ending
-from onceonly_jobs.store import agents, database
+from onceonly_jobs.services import audit, claims, governance, leases, outbox, runs, unknown
+from onceonly_jobs.services.claims import Ending, Failure
+from onceonly_jobs.store import agents, database, ticks
 from onceonly_jobs.store import claims as store
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.claims import Beat
@@ -432,6 +434,64 @@ def test_runs_that_a_policy_refuses_together_do_not_wait_for_each_other_in_a_cir
         busy.rollback()
         assert [each.result() for each in asked] == [None, None]
     assert governed.counters() == (0, 0, {})
+
+
+def test_the_switch_and_a_wiped_broker_do_not_wait_for_each_other_in_a_circle(
+    governed: Governed, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both write all that is queued, and here what was asked for first is published last."""
+    first = governed.ask(key="first")
+    governed.ask(key="second")
+    with governed.db.engine.begin() as connection:
+        connection.execute(
+            sa.text("UPDATE runs SET publish_at = publish_at + interval '5 s' WHERE id = :id"),
+            {"id": first.run.id},
+        )
+    monkeypatch.setattr(database, "DEADLOCK_RETRIES", 0)
+    (_, stopped), again = held_up_at(
+        governed.db, "first", governed.disable, lambda: governed.db.run(outbox.republish_all)
+    )
+    assert (stopped.queued, again) == (2, 0)
+
+
+def _cancelled(governed: Governed, taken: Taken) -> object:
+    request = CancelRequest(key=taken.run.key, lease_id=taken.run.lease_id)
+    return governed.db.run(leases.cancel, governed.caller, request, WEEK_S)
+
+
+def _cancelled_by_its_schedule(governed: Governed, _: Taken) -> object:
+    return governed.db.run(lambda: iter(ticks.cancel_active("t", "s", "other", "x", WEEK_S)))
+
+
+def _completed(governed: Governed, claim: Claim) -> object:
+    return governed.db.run(claims.complete, claim, {}, WEEK_S, cost_usd=0)
+
+
+def _failed(governed: Governed, claim: Claim) -> object:
+    return governed.db.run(claims.end_as_failed, claim, Failure(error_code="x", never_made=True), WEEK_S)
+
+
+def _settled(governed: Governed, claim: Claim) -> object:
+    return governed.db.run(unknown.settle, "t", "ann", SettleRequest(key=claim.key, happened=False), WEEK_S)
+
+
+@pytest.mark.parametrize("end", [_cancelled, _cancelled_by_its_schedule, _completed, _failed, _settled])
+def test_an_end_and_a_decision_do_not_wait_for_each_other_in_a_circle(
+    governed: Governed, monkeypatch: pytest.MonkeyPatch, end: Callable[[Governed, Any], object]
+) -> None:
+    """Each writes the agent and the run: the end to book what was reserved, the decision to take the key again."""
+    taken = governed.ask(key="k", spend_usd=0.5)
+    run: Taken | Claim | None = taken
+    with governed.db.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE runs SET schedule = 's'"))
+    if end in (_completed, _failed, _settled):
+        run = governed.claim(taken)
+        assert isinstance(run, Claim)
+        if end is _settled:
+            governed.db.run(claims.hold_unknown, run, "x", None)
+    monkeypatch.setattr(database, "DEADLOCK_RETRIES", 0)
+    held_up_at(governed.db, "k", lambda: end(governed, run), lambda: governed.ask(key="k"))
+    assert governed.counters()[1] == 0
 
 
 def test_a_lease_of_the_callers_own_is_not_the_policys_business(governed: Governed) -> None:

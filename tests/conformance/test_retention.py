@@ -15,7 +15,7 @@ from onceonly_jobs.contracts.leases import CancelRequest, CompleteRequest, Lease
 from onceonly_jobs.contracts.locks import CheckLockRequest
 from onceonly_jobs.domain.runs import Claim, JobSpec
 from onceonly_jobs.errors import NotFound
-from onceonly_jobs.services import claims, insights, leases, locks, retention, runs
+from onceonly_jobs.services import claims, dead, insights, leases, locks, retention, runs
 from onceonly_jobs.services.claims import Ending
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.database import Database, on
@@ -205,6 +205,17 @@ def test_a_silent_timeline_goes_with_its_events_in_batches(storage: Storage, clo
     assert storage.sql(heads) == storage.sql(counted), "what is left of a timeline is what its head says"
     storage.prune(Kind.EVENTS, batch=4)
     assert storage.sql(heads) == storage.sql(counted) == ["live1", "loud1"]
+
+
+def test_a_timeline_stays_while_a_replayed_run_waits(storage: Storage, clock: Clock) -> None:
+    """Of its first start nothing is told any more."""
+    failed = storage.claim("k")
+    storage.db.run(claims.fail, failed, "x", None, 90 * DAY_S, dead_lettered=True)
+    clock.advance(31 * DAY_S)
+    assert storage.prune(Kind.EVENTS) > 0
+    storage.db.run(dead.replay, "t", "ann", "k")
+    clock.advance(31 * DAY_S)
+    assert storage.prune(Kind.EVENTS) == 0
 
 
 def test_the_feed_and_workers_that_are_gone_go(storage: Storage, clock: Clock) -> None:

@@ -25,12 +25,24 @@ from onceonly_jobs.domain.plans import Plan
 from onceonly_jobs.domain.runs import Claim, JobSpec, Run
 from onceonly_jobs.domain.states import RunState
 from onceonly_jobs.errors import NotFound, SettlementConflict
-from onceonly_jobs.services import audit, calls, claims, governance, insights, outbox, runs, tools, unknown
+from onceonly_jobs.services import (
+    audit,
+    calls,
+    claims,
+    governance,
+    insights,
+    outbox,
+    retention,
+    runs,
+    tools,
+    unknown,
+)
 from onceonly_jobs.services.calls import Wanted
 from onceonly_jobs.services.claims import Ending
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.calls import Judged
 from onceonly_jobs.store.database import Database
+from onceonly_jobs.store.retention import Kept, Kind
 from onceonly_jobs.store.rows import CONFIRM_PAUSES_S
 from onceonly_jobs.store.unknown import UnknownCall, Verdict
 from onceonly_jobs.store.vault import Vault
@@ -92,6 +104,10 @@ class Payments:
 
     def list(self, limit: int = 50, offset: int = 0) -> tuple[int, list[UnknownCall]]:
         return self.db.run(unknown.list_calls, self.caller.tenant_id, limit, offset)
+
+    def forget(self, events_s: int) -> int:
+        """How many events are deleted of what was silent for so long."""
+        return self.db.run(retention.prune, Kind.EVENTS, Kept(actions_s=DAY_S, events_s=events_s), 1000)
 
     def run(self, key: str) -> Run:
         return self.db.run(runs.find, self.caller.tenant_id, key)
@@ -344,6 +360,29 @@ def test_an_answer_found_late_is_kept_as_long_as_any(payments: Payments, clock: 
     assert payments.ask().code is Code.IDEMPOTENCY
     clock.advance(120)
     assert payments.ask().code is Code.OK
+
+
+def test_the_timeline_of_a_call_stays_until_it_has_ended(payments: Payments, clock: Clock) -> None:
+    judged = payments.ask()
+    clock.advance(2 * WEEK_S)
+    assert payments.forget(events_s=WEEK_S) == 0, "it waits for a worker"
+    payments.db.run(claims.complete, payments.claim(judged), {}, DAY_S)
+    clock.advance(2 * WEEK_S)
+    assert payments.forget(events_s=WEEK_S) > 0
+
+
+def test_a_settlement_stands_as_long_as_its_call(payments: Payments, clock: Clock) -> None:
+    payments.register("slow", "irreversible", dedup_ttl_s=3 * WEEK_S)
+    key = payments.lose(tool="slow")
+    first = payments.settle(key, True, result={"n": 1})
+    clock.advance(2 * WEEK_S)
+    assert payments.forget(events_s=WEEK_S) == 0
+    assert payments.ask(tool="slow").code is Code.IDEMPOTENCY
+    again = payments.settle(key, True, "bob")
+    assert (again.actor, again.at) == ("ann", first.at)
+    assert refusal(lambda: payments.settle(key, False))["reason"] == "settled_otherwise"
+    clock.advance(WEEK_S)
+    assert payments.forget(events_s=WEEK_S) > 0
 
 
 def test_what_a_dead_worker_left_unknown_is_settled_the_same_way(payments: Payments, clock: Clock) -> None:

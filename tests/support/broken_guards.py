@@ -23,7 +23,7 @@ def weaken(module: ModuleType, name: str, guard: str, instead: str) -> None:
 
 def fencing() -> None:
     """A worker's result is taken, and its claim prolonged, whoever holds the run by then."""
-    for name in ("_COMPLETE", "_HEARTBEAT"):
+    for name in ("_COMPLETE", "_COMPLETE_BOOKED", "_HEARTBEAT"):
         weaken(claims, name, claims._CURRENT, "id = :id AND state = 'in_progress'")
     mine = "r.fencing_token = g.fencing_token AND r.worker_lease_id = g.worker_lease_id AND "
     for guard, instead in ((mine, ""), ("r.lease_until_at > onceonly_now()", "true")):
