@@ -18,8 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from onceonly_jobs import tracing
-from onceonly_jobs.api.edge import request_id_of
 from onceonly_jobs.api.observed import answered
+from onceonly_jobs.api.request_ids import request_id_of
 from onceonly_jobs.api.state import State
 from onceonly_jobs.errors import RateLimited, Refusal
 from onceonly_jobs.store.account import Caller
