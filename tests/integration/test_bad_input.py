@@ -693,7 +693,7 @@ STARTED_S = 30
 
 
 class Server:
-    """A uvicorn process, spoken to in bytes."""
+    """`onceonly-jobs api`, spoken to in bytes."""
 
     def __init__(self, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
         self.port = port
@@ -745,7 +745,7 @@ def server(shared_settings: Settings, tmp_path_factory: pytest.TempPathFactory) 
         "ONCEONLY_DATABASE_URL": shared_settings.require_database_url(),
         "ONCEONLY_BROKER_URL": shared_settings.require_broker_url(),
     }
-    command = [sys.executable, "-m", "uvicorn", "--factory", "onceonly_jobs.api.app:app_from_env"]
+    command = [sys.executable, "-m", "onceonly_jobs.cli.main", "api"]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port)],
@@ -953,3 +953,14 @@ def test_requests_one_after_another_on_one_connection_are_each_answered(
     answer = spoken_to.say(bad, bad, b"GET /v1/me HTTP/1.1\r\nHost: x\r\n", bearer, b"\r\n\r\n")
     statuses = [int(part.split()[0]) for part in answer.split(b"HTTP/1.1 ")[1:]]
     assert statuses == [422, 422, 200]
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+def test_a_request_that_offers_an_upgrade_is_answered_as_without(
+    server: Server, api: Api, bearer: bytes, protocol: bytes
+) -> None:
+    body = b'{"key": "offered"}'
+    length, offer = b"Content-Length: %d" % len(body), b"Connection: Upgrade\r\nUpgrade: " + protocol
+    answer = server.say(post_of(bearer, length, offer) + body)
+    assert (answer[:12], b'"status":"locked"' in answer) == (b"HTTP/1.1 200", True)
+    assert api.rows("locks") == 1
