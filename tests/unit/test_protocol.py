@@ -1,4 +1,4 @@
-"""HTTP/1.1 on the wire, said in bytes to a server of this process: offers to upgrade."""
+"""HTTP/1.1 on the wire, said in bytes to a server of this process: offers to upgrade, and what is no HTTP."""
 
 from __future__ import annotations
 
@@ -184,7 +184,58 @@ def test_thousands_of_offers_in_one_packet_are_nothing_special(connection: Conne
     assert [connection.body() for _ in range(many)] == [""] * many
 
 
-def test_a_server_with_offers_behind_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+BROKEN = [
+    b"GARBAGE\r\n\r\n",
+    b"GET / HTTP/9.9\r\n\r\n",
+    b"\x16\x03\x01\x02\x00",
+    b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+    b"CONNECT example.org:443 HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + OFFER + b"h2c\r\n\r\nzz\r\n",
+    b"GET http://[::1/x HTTP/1.1\r\n" + OFFER + b"h2c\r\n\r\n",
+]
+
+
+def assert_refused(connection: Connection, request_id: str = "req_") -> None:
+    status, headers, told = connection.hear()
+    assert (status, told) == (400, {"detail": "the request is not valid HTTP"})
+    assert (headers["content-type"], headers["connection"]) == ("application/json", "close")
+    assert headers["x-request-id"].startswith(request_id)
+    assert connection.rest() == b""
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_what_is_no_http_is_refused_in_the_contracts_shape(connection: Connection, broken: bytes) -> None:
+    """§1.3, §1.5"""
+    connection.say(broken)
+    assert_refused(connection)
+
+
+def test_a_request_id_that_was_read_is_said_back(connection: Connection) -> None:
+    connection.say(b"POST /x HTTP/1.1\r\nX-Request-Id: mine\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
+    assert_refused(connection, "mine")
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+@pytest.mark.parametrize("before", [1, 2, 5])
+def test_what_was_asked_for_before_is_answered_first(
+    connection: Connection, broken: bytes, before: int
+) -> None:
+    connection.say(post(b"X-Request-Id: other") * before + broken + b"more\r\n" * 9)
+    assert [connection.body() for _ in range(before)] == [BODY.decode()] * before
+    assert_refused(connection)
+
+
+@pytest.mark.parametrize("path", [b"/half", b"/early"])
+def test_an_answer_that_has_begun_is_not_followed_by_another(connection: Connection, path: bytes) -> None:
+    connection.say(b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    begun = connection._file.readline()
+    connection.say(b"zz\r\n")
+    assert begun == b"HTTP/1.1 200 OK\r\n"
+    assert b"HTTP/1.1" not in connection.rest()
+
+
+def test_a_server_with_offers_and_garbage_behind_it_ends(caplog: pytest.LogCaptureFixture) -> None:
     running = Server()
     held = [Connection(running) for _ in range(3)]
     for connection, said in zip(held, (OFFER + b"websocket", OFFER + b"h2c", b"X: y"), strict=True):
