@@ -65,8 +65,7 @@ class Express:
             return
         started = time.perf_counter()
         message = await receive()
-        ask = await self._asked(quick, caller, message, sent)
-        answer = None if ask is None else await self._answer(scope, ask, caller, sent)
+        answer = await self._answer(scope, quick, message, caller, sent)
         if answer is None:
             await regular(scope, _again(message, receive), send)
             return
@@ -92,8 +91,13 @@ class Express:
         except (ValueError, ValidationError, Refusal):
             return None
 
-    async def _answer(self, scope: Scope, ask: Ask, caller: Caller, sent: Sent) -> Response | None:
+    async def _answer(
+        self, scope: Scope, quick: Quick, message: Message, caller: Caller, sent: Sent
+    ) -> Response | None:
         try:
+            ask = await self._asked(quick, caller, message, sent)
+            if ask is None:
+                return None
             try:
                 await self._state.limiter.check(caller)
             except RateLimited:
