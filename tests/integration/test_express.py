@@ -125,7 +125,7 @@ def test_a_body_in_pieces_is_a_body(api: Api, path: str) -> None:
 
 def test_connections_that_were_ended_meanwhile_are_not_noticed_by_callers(api: Api) -> None:
     ended = sa.text(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user "
+        "SELECT pg_terminate_backend(pid, 10_000) FROM pg_stat_activity WHERE usename = current_user "
         "AND pid <> pg_backend_pid() AND datname = current_database()"
     )
     for path in PATHS:
