@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
+from onceonly_jobs.api import state
 from onceonly_jobs.domain.plans import Plan
 from onceonly_jobs.domain.runs import JobSpec
 from onceonly_jobs.services import account, claims, runs
@@ -123,7 +124,11 @@ def test_a_body_in_pieces_is_a_body(api: Api, path: str) -> None:
     assert asgi(api, path, [whole], "once_live_nobody")[0] == 401
 
 
-def test_connections_that_were_ended_meanwhile_are_not_noticed_by_callers(api: Api) -> None:
+@pytest.mark.parametrize("catalogue_age_s", [60, 0])
+def test_connections_that_were_ended_meanwhile_are_not_noticed_by_callers(
+    api: Api, monkeypatch: pytest.MonkeyPatch, catalogue_age_s: float
+) -> None:
+    monkeypatch.setattr(state, "CATALOGUE_AGE_S", catalogue_age_s)
     ended = sa.text(
         "SELECT pg_terminate_backend(pid, 10_000) FROM pg_stat_activity WHERE usename = current_user "
         "AND pid <> pg_backend_pid() AND datname = current_database()"
