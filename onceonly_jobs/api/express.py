@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from onceonly_jobs import tracing
+from onceonly_jobs.api import answers
 from onceonly_jobs.api.observed import answered
 from onceonly_jobs.api.request_ids import request_id_of
 from onceonly_jobs.api.state import State
@@ -69,7 +70,8 @@ class Express:
         if answer is None:
             await regular(scope, _again(message, receive), send)
             return
-        took_s, lock = time.perf_counter() - started, getattr(answer, "lock", None)
+        took_s = time.perf_counter() - started
+        lock = answer.lock if isinstance(answer, answers.Quick) else answer.headers.get("X-OnceOnly-Status")
         path = scope["path"]
         answered("POST", path, path, answer.status_code, took_s, lock, self._access_level)
         common = [
