@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 import sqlalchemy as sa
 
@@ -78,6 +79,40 @@ def test_many_keys_at_once_each_have_their_own_answer(api: Api) -> None:
             assert answer.headers["X-Request-Id"].startswith("req_")
         first = Counter(answer.json()["status"] for answer in answers)
         assert first["locked"] + first["acquired"] == 12
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_of_headers_that_are_repeated_the_first_counts_as_on_every_path(
+    new_tenant: NewApi, path: str
+) -> None:
+    first, second = new_tenant(), new_tenant()
+    for api in (first, second):
+        api.post(path, key="warm")
+
+    def ask(*extra: tuple[str, str]) -> httpx.Response:
+        keys = [("Authorization", f"Bearer {key}") for key in (first.api_key, second.api_key)]
+        return first.app.request("POST", f"/v1{path}", json={"key": "k"}, headers=[*keys, *extra])
+
+    assert ask().status_code == 200
+    table = "locks" if path == "/check-lock" else "runs"
+    assert (first.rows(table), second.rows(table)) == (2, 1)
+    ids = [("X-Request-Id", "one"), ("X-Request-Id", "two")]
+    assert ask(*ids).headers["X-Request-Id"] == "one"
+    assert ask(("X-Request-Id", ""), ids[1]).headers["X-Request-Id"].startswith("req_")
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("limit", [None, "1/hour"])
+def test_whoever_is_refused_for_the_key_is_told_no_plan(
+    new_tenant: NewApi, path: str, limit: str | None
+) -> None:
+    """§1.4: the plan is on authenticated answers."""
+    api = new_tenant(rate_limit=limit)
+    assert api.post(path, key="before").headers["X-OnceOnly-Plan"] == "agency"
+    change(api, account.revoke_key(api.caller.key_id))
+    answers = [api.post(path, key="after"), api.get("/me")]
+    assert [answer.status_code for answer in answers] == [403, 403]
+    assert not [answer for answer in answers if "X-OnceOnly-Plan" in answer.headers]
 
 
 def asgi(api: Api, path: str, pieces: list[bytes], api_key: str | None = None) -> tuple[int, Any]:
