@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import secrets
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, cast
 
@@ -16,16 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
 from onceonly_jobs.api.problems import invalid
+from onceonly_jobs.api.request_ids import request_id_of
 from onceonly_jobs.api.state import State
 from onceonly_jobs.errors import MissingToken, PayloadTooLarge
 from onceonly_jobs.store.account import Caller
-
-REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-
-
-def request_id_of(sent: str) -> str:
-    """The caller's own, if it is one; else a new one."""
-    return sent if REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(12)}"
 
 
 class CommonHeaders:

@@ -18,10 +18,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from onceonly_jobs import tracing
-from onceonly_jobs.api.edge import request_id_of
+from onceonly_jobs.api import answers
 from onceonly_jobs.api.observed import answered
+from onceonly_jobs.api.request_ids import request_id_of
 from onceonly_jobs.api.state import State
-from onceonly_jobs.errors import RateLimited, Refusal
+from onceonly_jobs.errors import ApiKeyDisabled, InvalidApiKey, RateLimited, Refusal
 from onceonly_jobs.store.account import Caller
 
 Ask = Callable[[], Awaitable[Response | None]]
@@ -65,12 +66,12 @@ class Express:
             return
         started = time.perf_counter()
         message = await receive()
-        ask = await self._asked(quick, caller, message, sent)
-        answer = None if ask is None else await self._answer(scope, ask, caller, sent)
+        answer = await self._answer(scope, quick, message, caller, sent)
         if answer is None:
             await regular(scope, _again(message, receive), send)
             return
-        took_s, lock = time.perf_counter() - started, getattr(answer, "lock", None)
+        took_s = time.perf_counter() - started
+        lock = answer.lock if isinstance(answer, answers.Quick) else answer.headers.get("X-OnceOnly-Status")
         path = scope["path"]
         answered("POST", path, path, answer.status_code, took_s, lock, self._access_level)
         common = [
@@ -92,12 +93,18 @@ class Express:
         except (ValueError, ValidationError, Refusal):
             return None
 
-    async def _answer(self, scope: Scope, ask: Ask, caller: Caller, sent: Sent) -> Response | None:
+    async def _answer(
+        self, scope: Scope, quick: Quick, message: Message, caller: Caller, sent: Sent
+    ) -> Response | None:
         try:
+            ask = await self._asked(quick, caller, message, sent)
+            if ask is None:
+                return None
             try:
                 await self._state.limiter.check(caller)
             except RateLimited:
-                await self._state.keyring.read(sent.api_key)  # a key that was revoked is told so first
+                if not await self._holds(sent.api_key):  # a key that was revoked is told so first
+                    return None
                 raise
             return await ask()
         except Exception as error:
@@ -108,21 +115,32 @@ class Express:
             answer: Response = handler(Request(scope), error)
             return answer
 
+    async def _holds(self, api_key: str) -> bool:
+        try:
+            await self._state.keyring.read(api_key)
+        except (InvalidApiKey, ApiKeyDisabled):
+            return False
+        return True
+
 
 def _sent(scope: Scope) -> Sent:
-    """The API key and the request id that were sent; empty where there is none, or none that is usual."""
-    api_key = request_id = b""
+    """The API key and the request id that were sent; no key where none was, or more than is usual."""
+    api_key = request_id = None
     prefer = None
     for name, value in scope["headers"]:
         if name == b"authorization":
+            if api_key is not None:
+                return Sent()
             api_key = value
-        elif name == b"x-request-id" and not request_id:
+        elif name == b"x-request-id":
+            if request_id is not None:
+                return Sent()
             request_id = value
         elif name == b"prefer" and prefer is None:
             prefer = value.decode("latin-1")
-    scheme, _, token = api_key.decode("latin-1").partition(" ")
+    scheme, _, token = (api_key or b"").decode("latin-1").partition(" ")
     key = token.strip() if scheme.lower() == "bearer" else ""
-    return Sent(key, request_id_of(request_id.decode("latin-1")), prefer)
+    return Sent(key, request_id_of((request_id or b"").decode("latin-1")), prefer)
 
 
 def _again(message: Message, receive: Receive) -> Receive:

@@ -45,6 +45,7 @@ def api(host: Host = "127.0.0.1", port: Port = 8080, workers: Processes = 1) -> 
         import uvicorn
 
         from onceonly_jobs import metrics, tracing
+        from onceonly_jobs.api.protocol import Protocol
         from onceonly_jobs.config import Settings
 
         if workers == 1:
@@ -65,6 +66,8 @@ def api(host: Host = "127.0.0.1", port: Port = 8080, workers: Processes = 1) -> 
             log_level=settings.log_level.lower(),
             log_config=None,  # app_from_env configures logging
             server_header=False,
+            http=Protocol,
+            ws="none",
             timeout_graceful_shutdown=10,
         )
     finally:

@@ -7,6 +7,8 @@ import json
 from typing import Any
 
 MAX_DEPTH = 64
+RESULT_DEPTH = MAX_DEPTH + 3
+"""Of a job's result, which may hold what was sent or answered: that of a run of actions has it three levels down."""
 MAX_INT = 2**63 - 1
 MIN_INT = -(2**63)
 
@@ -28,14 +30,14 @@ def result_hash(result: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(result)).hexdigest()
 
 
-def storable(value: Any, depth: int = 0) -> str | None:
+def storable(value: Any, deepest: int = MAX_DEPTH, depth: int = 0) -> str | None:
     """Why this JSON value can't be kept exactly, or None when it can.
 
-    Refused: nesting deeper than 64, integers beyond 64 bits, NaN and infinities, and text that is not
+    Refused: nesting deeper than `deepest`, integers beyond 64 bits, NaN and infinities, and text that is not
     storable in Postgres (NUL, lone surrogates).
     """
-    if depth > MAX_DEPTH:
-        return f"nested deeper than {MAX_DEPTH} levels"
+    if depth > deepest:
+        return f"nested deeper than {deepest} levels"
     if isinstance(value, str):
         return _storable_text(value)
     if isinstance(value, bool) or value is None:
@@ -45,11 +47,10 @@ def storable(value: Any, depth: int = 0) -> str | None:
     if isinstance(value, float):
         return None if value - value == 0 else "not a finite number"
     if isinstance(value, dict):
-        return next(
-            (why for k, v in value.items() for why in (_storable_key(k), storable(v, depth + 1)) if why), None
-        )
+        within = ((_storable_key(k), storable(v, deepest, depth + 1)) for k, v in value.items())
+        return next((why for both in within for why in both if why), None)
     if isinstance(value, list | tuple):
-        return next((why for v in value if (why := storable(v, depth + 1))), None)
+        return next((why for v in value if (why := storable(v, deepest, depth + 1))), None)
     return f"{type(value).__name__} is not JSON"
 
 

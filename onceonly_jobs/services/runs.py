@@ -210,7 +210,7 @@ def find_by_id(tenant_id: str, run: int) -> Operation[Run | None]:
     return (yield from runs.find_by_id(tenant_id, run))
 
 
-@autocommit
+@read_only
 def registered_jobs() -> Operation[list[JobSpec]]:
     """Every job that a worker has announced."""
     return (yield from jobs.registered())

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from onceonly_jobs.domain.actions import Action, Actions, actions_of
-from onceonly_jobs.domain.fingerprint import compact_json
+from onceonly_jobs.domain.fingerprint import compact_json, storable
 from onceonly_jobs.domain.governance import REASONS, Code
 from onceonly_jobs.services import actions as service
 from onceonly_jobs.services.calls import Answer, Wanted
@@ -141,7 +141,7 @@ class _Shown:
                 "decision": ended.decision,
                 "policy_reason": REASONS[ended.code],
                 "ok": ended.ok,
-                "result": ended.result,
+                "result": ended.result if storable(ended.result) is None else TRUNCATED,
             }
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from onceonly_jobs.domain.fingerprint import compact_json, storable
+from onceonly_jobs.domain.fingerprint import RESULT_DEPTH, compact_json, storable
 
 MAX_MESSAGE = 2000
 EXCERPT = 4096
@@ -85,7 +85,7 @@ def as_result(returned: Any, limit_bytes: int) -> dict[str, Any]:
     """
     value = _plain(returned)
     result = {} if value is None else value if isinstance(value, dict) else {"data": value}
-    why = storable(result)
+    why = storable(result, RESULT_DEPTH)
     if why is not None:
         raise Unusable("invalid_result", f"the handler's result can't be stored: {why}")
     size = len(compact_json(result))

@@ -17,6 +17,7 @@ from support.worker_system import System
 
 from onceonly_jobs.contracts.leases import CancelRequest
 from onceonly_jobs.contracts.tools import ToolRequest
+from onceonly_jobs.domain.fingerprint import MAX_DEPTH
 from onceonly_jobs.local.subprocess_system import LocalSystem
 from onceonly_jobs.services import account, leases, runs, tools
 from onceonly_jobs.store.database import Database
@@ -76,6 +77,19 @@ def test_the_sdk_runs_actions_and_waits_for_them(sdk: OnceOnly, tool: ToolServer
         *["tool_call", "tool_result"] * 2,
         "run_finished",
     ]
+
+
+def test_an_answer_as_deep_as_may_be_is_shown_in_the_runs_result(
+    sdk: OnceOnly, tool: ToolServer, key: str
+) -> None:
+    deep: dict[str, Any] = {"a": 1}
+    for _ in range(MAX_DEPTH - 1):
+        deep = {"a": deep}
+    tool.script(ok(deep), ok({"a": deep}))
+    result = sdk.ai.run_and_wait(key, metadata=asked(mail(1), mail(2)), poll_min=0.1)
+    assert (result.ok, result.status) == (True, "completed")
+    first, second = (each["result"] for each in result.result["actions"])
+    assert (first, second["data"][:6]) == (deep, '{"a": ')
 
 
 def test_the_sdk_reads_a_refused_action_as_a_failed_run(sdk: OnceOnly, tool: ToolServer, key: str) -> None:

@@ -133,6 +133,14 @@ def test_a_run_of_actions_calls_functions(agent: Agent) -> None:
     ]
 
 
+def test_a_result_too_deep_for_that_of_a_run_of_actions_is_left_out(agent: Agent) -> None:
+    metadata = {"agent_id": agent.name, "actions": [{"tool": "returns_tool", "args": {"what": "deep"}}]}
+    with closing(Jobs(agent.system.settings, tenant=agent.caller.tenant_id)) as jobs:
+        jobs.enqueue("onceonly.actions", key=agent.name, metadata=metadata)
+    [made] = agent.system.finished(agent.name)["result"]["actions"]
+    assert (made["decision"], made["result"]) == ("executed", {"truncated": True})
+
+
 def test_a_registered_tool_of_the_same_name_comes_first(agent: Agent) -> None:
     secret = ToolAuth(type="hmac_sha256", secret="a shared secret")
     request = ToolRequest(name="add", url="https://example.com/add", auth=secret)

@@ -9,6 +9,7 @@ from support.worker_system import System
 
 from onceonly_jobs.contracts.leases import CancelRequest
 from onceonly_jobs.dispatch.broker import Publisher
+from onceonly_jobs.domain.fingerprint import MAX_DEPTH
 from onceonly_jobs.services import account, leases
 from onceonly_jobs.store.account import Caller
 from onceonly_jobs.store.outbox import Due
@@ -16,6 +17,11 @@ from onceonly_jobs.store.outbox import Due
 pytestmark = pytest.mark.timeout(180)
 
 RETENTION_S = 3600
+
+
+def nested(levels: int) -> dict[str, Any]:
+    """Objects in objects, so many of them."""
+    return {"a": nested(levels - 1)} if levels > 1 else {"a": 1}
 
 
 @pytest.fixture
@@ -45,6 +51,13 @@ def test_what_is_json_becomes_the_result(
     serving.enqueue("returns", key, what=what)
     row = serving.finished(key)
     assert (row["state"], row["result"]) == ("completed", result)
+
+
+def test_what_was_sent_as_deep_as_may_be_comes_back_in_a_result(serving: System, key: str) -> None:
+    deep = nested(MAX_DEPTH - 1)  # as a payload, it is in an object already
+    serving.enqueue("echo", key, **deep)
+    row = serving.finished(key)
+    assert (row["state"], row["result"]["metadata"]["payload"]) == ("completed", deep)
 
 
 @pytest.mark.parametrize("what", ["object", "nul", "surrogate", "nan", "huge", "keys"])

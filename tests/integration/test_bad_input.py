@@ -693,7 +693,7 @@ STARTED_S = 30
 
 
 class Server:
-    """A uvicorn process, spoken to in bytes."""
+    """`onceonly-jobs api`, spoken to in bytes."""
 
     def __init__(self, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
         self.port = port
@@ -727,12 +727,11 @@ class Server:
         assert lines[0].startswith(b"HTTP/1.1 "), f"{b''.join(parts)[:200]!r} -> {answer[:200]!r}"
         status = int(lines[0].split()[1])
         assert 200 <= status < 300 or 400 <= status < 500, answer[:500]
-        if any(line.lower().startswith(b"content-type: application/json") for line in lines):
-            length = next(int(line[15:]) for line in lines if line.lower().startswith(b"content-length:"))
-            detail = strict_json(body[:length])
-            assert status < 300 or detail["detail"]
-        else:
-            assert (status, body) == (400, b"Invalid HTTP request received."), answer[:500]
+        headers = {name.lower(): value for name, _, value in (line.partition(b": ") for line in lines)}
+        assert headers[b"content-type"] == b"application/json", answer[:500]
+        assert headers[b"x-request-id"]
+        detail = strict_json(body[: int(headers[b"content-length"])])
+        assert status < 300 or detail["detail"]
         return status
 
 
@@ -745,7 +744,7 @@ def server(shared_settings: Settings, tmp_path_factory: pytest.TempPathFactory) 
         "ONCEONLY_DATABASE_URL": shared_settings.require_database_url(),
         "ONCEONLY_BROKER_URL": shared_settings.require_broker_url(),
     }
-    command = [sys.executable, "-m", "uvicorn", "--factory", "onceonly_jobs.api.app:app_from_env"]
+    command = [sys.executable, "-m", "onceonly_jobs.cli.main", "api"]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port)],
@@ -953,3 +952,21 @@ def test_requests_one_after_another_on_one_connection_are_each_answered(
     answer = spoken_to.say(bad, bad, b"GET /v1/me HTTP/1.1\r\nHost: x\r\n", bearer, b"\r\n\r\n")
     statuses = [int(part.split()[0]) for part in answer.split(b"HTTP/1.1 ")[1:]]
     assert statuses == [422, 422, 200]
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+def test_a_request_that_offers_an_upgrade_is_answered_as_without(
+    server: Server, api: Api, bearer: bytes, protocol: bytes
+) -> None:
+    body = b'{"key": "offered"}'
+    length, offer = b"Content-Length: %d" % len(body), b"Connection: Upgrade\r\nUpgrade: " + protocol
+    answer = server.say(post_of(bearer, length, offer) + body)
+    assert (answer[:12], b'"status":"locked"' in answer) == (b"HTTP/1.1 200", True)
+    assert api.rows("locks") == 1
+
+
+def test_what_is_no_http_is_refused_after_the_answers_before_it(spoken_to: Server, bearer: bytes) -> None:
+    bad = post_of(bearer, b"Content-Length: 2") + b"{}"
+    answer = spoken_to.say(bad + bad + b"GARBAGE\r\n\r\n")
+    statuses = [int(part.split()[0]) for part in answer.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [422, 422, 400]

@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 
 from onceonly_jobs.api.app import create_app
+from onceonly_jobs.api.protocol import Protocol
 from onceonly_jobs.api.routes import streams
 from onceonly_jobs.config import Settings
 from onceonly_jobs.dispatch.hints import HintSender
@@ -30,7 +31,10 @@ class LiveServer:
     """The application behind a real server: only that can stream."""
 
     def __init__(self, settings: Settings) -> None:
-        config = uvicorn.Config(create_app(settings), port=0, log_config=None, timeout_graceful_shutdown=1)
+        app = create_app(settings)
+        config = uvicorn.Config(
+            app, port=0, log_config=None, http=Protocol, ws="none", timeout_graceful_shutdown=1
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 

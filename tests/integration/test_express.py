@@ -7,9 +7,11 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 import sqlalchemy as sa
 
+from onceonly_jobs.api import state
 from onceonly_jobs.domain.plans import Plan
 from onceonly_jobs.domain.runs import JobSpec
 from onceonly_jobs.services import account, claims, runs
@@ -79,6 +81,40 @@ def test_many_keys_at_once_each_have_their_own_answer(api: Api) -> None:
         assert first["locked"] + first["acquired"] == 12
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_of_headers_that_are_repeated_the_first_counts_as_on_every_path(
+    new_tenant: NewApi, path: str
+) -> None:
+    first, second = new_tenant(), new_tenant()
+    for api in (first, second):
+        api.post(path, key="warm")
+
+    def ask(*extra: tuple[str, str]) -> httpx.Response:
+        keys = [("Authorization", f"Bearer {key}") for key in (first.api_key, second.api_key)]
+        return first.app.request("POST", f"/v1{path}", json={"key": "k"}, headers=[*keys, *extra])
+
+    assert ask().status_code == 200
+    table = "locks" if path == "/check-lock" else "runs"
+    assert (first.rows(table), second.rows(table)) == (2, 1)
+    ids = [("X-Request-Id", "one"), ("X-Request-Id", "two")]
+    assert ask(*ids).headers["X-Request-Id"] == "one"
+    assert ask(("X-Request-Id", ""), ids[1]).headers["X-Request-Id"].startswith("req_")
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("limit", [None, "1/hour"])
+def test_whoever_is_refused_for_the_key_is_told_no_plan(
+    new_tenant: NewApi, path: str, limit: str | None
+) -> None:
+    """§1.4: the plan is on authenticated answers."""
+    api = new_tenant(rate_limit=limit)
+    assert api.post(path, key="before").headers["X-OnceOnly-Plan"] == "agency"
+    change(api, account.revoke_key(api.caller.key_id))
+    answers = [api.post(path, key="after"), api.get("/me")]
+    assert [answer.status_code for answer in answers] == [403, 403]
+    assert not [answer for answer in answers if "X-OnceOnly-Plan" in answer.headers]
+
+
 def asgi(api: Api, path: str, pieces: list[bytes], api_key: str | None = None) -> tuple[int, Any]:
     """A request whose body comes in these pieces, straight to the application."""
     scope = {
@@ -123,9 +159,13 @@ def test_a_body_in_pieces_is_a_body(api: Api, path: str) -> None:
     assert asgi(api, path, [whole], "once_live_nobody")[0] == 401
 
 
-def test_connections_that_were_ended_meanwhile_are_not_noticed_by_callers(api: Api) -> None:
+@pytest.mark.parametrize("catalogue_age_s", [60, 0])
+def test_connections_that_were_ended_meanwhile_are_not_noticed_by_callers(
+    api: Api, monkeypatch: pytest.MonkeyPatch, catalogue_age_s: float
+) -> None:
+    monkeypatch.setattr(state, "CATALOGUE_AGE_S", catalogue_age_s)
     ended = sa.text(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user "
+        "SELECT pg_terminate_backend(pid, 10_000) FROM pg_stat_activity WHERE usename = current_user "
         "AND pid <> pg_backend_pid() AND datname = current_database()"
     )
     for path in PATHS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import sys
@@ -216,6 +217,7 @@ RETURNS: dict[str, Any] = {
     "huge": {"a": 2**70},
     "keys": {1: "a"},
     "large": {"a": "x" * 1_048_576},
+    "deep": json.loads('{"a":' * 66 + "1" + "}" * 66),
 }
 
 

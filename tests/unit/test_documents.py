@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,23 @@ def configuration_table() -> str:
 def test_the_configuration_table_lists_every_setting() -> None:
     text = (ROOT / "docs/CONFIGURATION.md").read_text()
     assert configuration_table() in text, f"expected:\n{configuration_table()}"
+
+
+def test_the_document_about_settings_names_every_variable_that_others_name() -> None:
+    settings = (ROOT / "docs/CONFIGURATION.md").read_text()
+    documents = [ROOT / "README.md", ROOT / "examples/README.md", *(ROOT / "docs").glob("*.md")]
+    named = {name for path in documents for name in re.findall(r"ONCEONLY_[A-Z_]*[A-Z]", path.read_text())}
+    # One is a setting of Django's; those of the tests are in CONTRIBUTING.md.
+    elsewhere = {
+        name for name in named if name == "ONCEONLY_IDEMPOTENCY" or name.startswith("ONCEONLY_TEST_")
+    }
+    assert {name for name in named - elsewhere if not re.search(rf"{name}\b", settings)} == set()
+
+
+def test_what_all_installs_is_enough_for_the_examples() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any("langchain_core" in path.read_text() for path in (ROOT / "examples").rglob("*.py"))
+    assert "langchain" in re.findall(r"\w+", extras["all"][0])
 
 
 def test_the_state_diagram_draws_exactly_the_legal_moves() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from support.claims import Told, make_claim, make_context
 
+from onceonly_jobs.domain.fingerprint import MAX_DEPTH, storable
 from onceonly_jobs.domain.runs import JobSpec
 from onceonly_jobs.errors import ConfigError
 from onceonly_jobs.worker.context import JobContext
@@ -138,6 +139,16 @@ def test_a_result_is_measured_as_it_is_stored() -> None:
     with pytest.raises(Unusable) as raised:
         as_result(result, limit_bytes=30)
     assert raised.value.code == "result_too_large"
+
+
+def test_a_result_may_hold_what_was_sent_but_not_be_bottomless() -> None:
+    deep: Any = 1
+    for _ in range(MAX_DEPTH):
+        deep = [deep]
+    assert storable(deep) is None
+    assert as_result({"a": [{"b": deep}]}, limit_bytes=1000) == {"a": [{"b": deep}]}
+    with pytest.raises(Unusable, match="nested deeper than 67 levels"):
+        as_result({"a": [[{"b": deep}]]}, limit_bytes=1000)
 
 
 def test_an_error_is_described_even_if_it_can_not_describe_itself() -> None:
