@@ -26,7 +26,11 @@ SHOWN = {
     "api/ratelimit.py": "Retry-After of a limit per process, which is counted by this clock alone",
 }
 
-MEASURED = {"store/database.py": "how long an answer took, for the breaker before a database that is silent"}
+MEASURED = {
+    "store/database.py": "how long an answer took, for the breaker before a database that is silent",
+    "store/silence.py": "how long to wait for an answer, before the connection is taken for lost",
+}
+MEASURED_BY_SQL = {"store/governance.py": "how long a statement has waited for its agent"}
 
 
 def reads(path: Path, clock: re.Pattern[str]) -> list[str]:
@@ -57,7 +61,7 @@ def test_sql_asks_one_function_for_the_time() -> None:
         for path in (PRODUCT / "store").rglob("*.py")
         if SQL_CLOCK.search(path.read_text().replace("onceonly_now(", ""))
     }
-    assert found == {WHERE_THE_CLOCK_IS_DEFINED}
+    assert found == {WHERE_THE_CLOCK_IS_DEFINED, *MEASURED_BY_SQL}
 
 
 def test_a_read_of_the_clock_would_be_seen(tmp_path: Path) -> None:
