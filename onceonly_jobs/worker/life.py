@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -47,8 +48,8 @@ def _drain_at_once(runtime: Runtime) -> None:
     A handler that does not hear of its end is to be stopped meanwhile.
     """
     celerys, pid = signal.getsignal(signal.SIGQUIT), os.getpid()
-    if not callable(celerys):  # it serves in another thread than the main one, or on another platform
-        return
+    if not callable(celerys) or threading.current_thread() is not threading.main_thread():
+        return  # a worker within another program, which gets its signals
 
     def ending(*args: Any, celerys: Callable[..., Any] = celerys) -> None:
         if os.getpid() == pid:

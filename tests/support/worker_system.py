@@ -25,7 +25,7 @@ QUICK = {
     "ONCEONLY_WORKER_LEASE_S": "3",
     "ONCEONLY_WORKER_HEARTBEAT_S": "0.5",
     "ONCEONLY_TIME_LIMIT_GRACE_S": "1",
-    "ONCEONLY_RELAY_INTERVAL_S": "0.1",
+    "ONCEONLY_RELAY_INTERVAL_S": "0.25",
     "ONCEONLY_PUBLISH_GRACE_S": "0.5",
     # On a busy machine nobody is refused for its slowness.
     "ONCEONLY_API_POOL_TIMEOUT_S": "60",
