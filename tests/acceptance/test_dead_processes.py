@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.process_nodes import Process, RedisServer
-from support.worker_fixtures import new_database
-from support.worker_system import System, system_over
+from support.process_nodes import Process
+from support.worker_fixtures import serving_system
+from support.worker_system import System
 
 from onceonly_jobs.contracts.leases import CancelRequest
 from onceonly_jobs.services import account, leases
@@ -28,20 +28,8 @@ WEEK_S = 604_800
 def serving(servers: Any, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """One worker with one child, and a scheduler; keys have to be unique."""
     directory = tmp_path_factory.mktemp("serving")
-    broker = RedisServer(directory / "redis")
-    with (
-        new_database(servers, template) as url,
-        system_over(url, broker.celeryconfig["url"], directory, **LONG) as system,
-    ):
-        processes = [system.process("beat"), system.process("worker", "--concurrency", "1")]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.ready()
+    with serving_system(servers, template, directory, 1, **LONG) as system:
         yield system
-        for process in processes:
-            process.teardown()
-    broker.teardown()
 
 
 def cancel(system: System, key: str, lease_id: str | None) -> None:

@@ -7,19 +7,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from typer.testing import CliRunner
+from support.commands import Command, commands
 
 from onceonly_jobs import ApiError, OnceOnly
 from onceonly_jobs.cli import dead as cli
-from onceonly_jobs.cli.main import build
-from onceonly_jobs.errors import ConfigError
 from tests.integration.test_client_schedules import InProcess
 from tests.integration.test_contract_dead import fail, kill
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Api
-
-Command = Callable[..., str]
 
 
 @pytest.fixture
@@ -31,17 +27,7 @@ def api(serve: Callable[..., Api]) -> Api:
 @pytest.fixture
 def command(api: Api, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Command:
     monkeypatch.setenv("ONCEONLY_DATABASE_URL", database_url)
-
-    def run(*words: str, status: int = 0) -> str:
-        """What it says; what it refuses, the command line shows in one line and ends with status 2."""
-        done = CliRunner().invoke(build(["dead"]), ["dead", *words])
-        if status == 2:
-            assert isinstance(done.exception, ConfigError), done.output
-            return str(done.exception)
-        assert done.exit_code == status, (done.output, done.exception)
-        return done.output
-
-    return run
+    return commands("dead")
 
 
 def test_a_dead_letter_from_the_list_to_its_replay_and_its_end(command: Command, api: Api) -> None:

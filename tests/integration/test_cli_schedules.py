@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
-from typer.testing import CliRunner
+from support.commands import Command, commands
 
-from onceonly_jobs.cli.main import build
 from onceonly_jobs.domain.plans import Plan
 from onceonly_jobs.domain.runs import JobSpec
-from onceonly_jobs.errors import ConfigError
 from onceonly_jobs.services import account, claims
 from onceonly_jobs.store.database import Database
-
-Command = Callable[..., str]
 
 
 @pytest.fixture
 def command(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Command:
     monkeypatch.setenv("ONCEONLY_DATABASE_URL", database_url)
-
-    def run(*words: str, status: int = 0) -> str:
-        """What it says; what it refuses, the command line shows in one line and ends with status 2."""
-        done = CliRunner().invoke(build(["schedules"]), ["schedules", *words])
-        if status == 2:
-            assert isinstance(done.exception, ConfigError), done.output
-            return str(done.exception)
-        assert done.exit_code == status, (done.output, done.exception)
-        return done.output
-
-    return run
+    return commands("schedules")
 
 
 def test_a_schedule_from_its_making_to_its_end(command: Command, db: Database) -> None:

@@ -88,13 +88,21 @@ def celery_worker_cluster_config(celery_broker_cluster_config: dict[str, Any]) -
 @pytest.fixture(scope="module")
 def serving(servers: Any, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A worker and a scheduler that a module's tests share: keys have to be unique."""
-    directory = tmp_path_factory.mktemp("serving")
+    with serving_system(servers, template, tmp_path_factory.mktemp("serving")) as system:
+        yield system
+
+
+@contextmanager
+def serving_system(
+    servers: Any, template: str, directory: Path, concurrency: int = 2, **env: str
+) -> Iterator[System]:
+    """A running worker and scheduler, with a database and a broker of their own."""
     broker = RedisServer(directory / "redis")
     with (
         new_database(servers, template) as database_url,
-        system_over(database_url, broker.celeryconfig["url"], directory) as system,
+        system_over(database_url, broker.celeryconfig["url"], directory, **env) as system,
     ):
-        processes = [system.process("beat"), system.process("worker", "--concurrency", "2")]
+        processes = [system.process("beat"), system.process("worker", "--concurrency", str(concurrency))]
         for process in processes:
             process.start()
         for process in processes:
