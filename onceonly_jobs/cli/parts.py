@@ -47,11 +47,14 @@ def api(host: Host = "127.0.0.1", port: Port = 8080, workers: Processes = 1) -> 
         from onceonly_jobs import metrics, tracing
         from onceonly_jobs.api.protocol import Protocol
         from onceonly_jobs.config import Settings
+        from onceonly_jobs.local.ports import check_can_listen
 
         if workers == 1:
             import onceonly_jobs.api.app  # noqa: F401 - served by this very process
     settings = Settings.load()
-    settings.require_database_url()  # here, once, in one line; not in every process
+    # What would keep it from serving is said here, once, in one line; not in every process.
+    settings.require_database_url()
+    check_can_listen(host, port)
     if settings.otel:
         tracing.prepare()
     shared = metrics.share_between_processes() if workers > 1 else None

@@ -8,7 +8,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import redis
@@ -28,6 +28,7 @@ ANYTHING = ""
 """No key and no timeline has this name."""
 TIMEOUT_S = 1.0
 MAX_PAUSE_S = 5.0
+CANCEL_AGAIN_S = 0.2
 PING_S = 10.0
 """Silence after which a subscription is asked whether it still stands."""
 
@@ -110,10 +111,9 @@ class HintListener:
 
     async def aclose(self) -> None:
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        while task is not None and not task.done():
+            task.cancel()  # once more where it got lost: a library that is just connecting may swallow it
+            await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
         client, self._client = self._client, None
         if client is not None:
             await client.aclose()

@@ -146,6 +146,10 @@ class Supervised:
         if self._process is not None and self._is_running():
             kill_tree(self._process.pid, timeout_s=1)
 
+    def last_said(self) -> str:
+        """Its name, and its last line."""
+        return f"{self.child.name}, which said last: {self._last_line or 'nothing'}"
+
     def _is_running(self) -> bool:
         self.reap()
         return self._process is not None and not self._ended.is_set()

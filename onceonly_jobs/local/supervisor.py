@@ -77,7 +77,7 @@ class Supervisor:
         self._keeping += [asyncio.create_task(child.keep_running()) for child in stage]
         ready = asyncio.create_task(_all_ready(stage))
         if not await self._first_of(ready, timeout_s):
-            late = ", ".join(child.child.name for child in stage if not child.ready.is_set())
+            late = "; ".join(child.last_said() for child in stage if not child.ready.is_set())
             raise ConfigError(f"not ready after {timeout_s:g} s: {late}")
 
     async def wait(self) -> None:

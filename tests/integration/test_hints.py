@@ -121,3 +121,28 @@ async def test_a_silent_redis_holds_nobody_up() -> None:
 def test_what_is_no_hint_is_ignored() -> None:
     assert decode(encode("t", "k\u2028").encode()) == ("t", "k\u2028")
     assert [decode(data) for data in (b"", b"[]", b"{}", b"\xff", b'{"t": 1}')] == [None] * 5
+
+
+async def test_a_listener_ends_though_a_library_swallowed_that_it_should(
+    hint_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, swallowed = asyncio.Event(), 0
+
+    async def swallow(self: HintListener, url: str) -> None:
+        nonlocal swallowed
+        try:
+            begun.set()
+            await asyncio.sleep(PATIENCE_S * 2)
+        except asyncio.CancelledError:
+            if swallowed:
+                raise
+            swallowed += 1
+
+    monkeypatch.setattr(HintListener, "_listen", swallow)
+    listener = HintListener(hint_settings)
+    await listener.start()
+    await begun.wait()
+    async with asyncio.timeout(PATIENCE_S) as patience:
+        await listener.aclose()
+    assert not patience.expired()
+    assert swallowed == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import psutil
 import psycopg
 import pytest
 from redis import AuthenticationError, Redis
+from typer.testing import CliRunner
 
+from onceonly_jobs.cli.main import build
 from onceonly_jobs.errors import ConfigError
-from onceonly_jobs.local import binaries
+from onceonly_jobs.local import binaries, ports
 from onceonly_jobs.local.datadir import open_data_dir, write_private
 from onceonly_jobs.local.ports import check_can_listen, free_port, is_free
 from onceonly_jobs.local.servers import EmbeddedPostgres, embedded_postgres, embedded_redis
@@ -289,8 +292,6 @@ def test_private_files_are_replaced_with_their_mode(tmp_path: Path) -> None:
 
 
 def test_a_port_in_use_is_named() -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert not is_free(port)
@@ -298,3 +299,26 @@ def test_a_port_in_use_is_named() -> None:
         with pytest.raises(ConfigError, match=rf"port {port} .*--port"):
             check_can_listen("127.0.0.1", port)
     assert free_port(port) == port
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's abstract namespace is what says it")
+def test_a_port_that_was_chosen_is_not_chosen_again_before_its_server_listens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as once:
+        only = once.getsockname()[1]
+    program = f"from onceonly_jobs.local import ports; ports._CHOICE = [{only}]; print(ports.free_port())"
+    monkeypatch.setattr(ports, "_CHOICE", [only])
+    assert free_port() == only
+    assert free_port() != only
+    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(other.stdout) != only
+
+
+def test_an_api_says_that_its_port_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONCEONLY_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = CliRunner().invoke(build(["api"]), ["api", "--port", str(port)])
+    assert isinstance(done.exception, ConfigError)
+    assert f"port {port} on 127.0.0.1 is in use" in str(done.exception)
