@@ -100,8 +100,9 @@ class Part:
                 self._process.wait()
 
     def freeze(self) -> None:
-        """Stop every process of the group where it is."""
-        self._signal_group(signal.SIGSTOP)
+        """Stop every process of the group where it is. One that has ended has no group: its number may be another's."""
+        if self.is_running:
+            self._signal_group(signal.SIGSTOP)
 
     def thaw(self) -> None:
         self._signal_group(signal.SIGCONT)
