@@ -305,8 +305,8 @@ def test_a_port_in_use_is_named() -> None:
 def test_a_port_that_was_chosen_is_not_chosen_again_before_its_server_listens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as once:
-        only = once.getsockname()[1]
+    only = free_port()
+    ports._claims.pop().close()
     program = f"from onceonly_jobs.local import ports; ports._CHOICE = [{only}]; print(ports.free_port())"
     monkeypatch.setattr(ports, "_CHOICE", [only])
     assert free_port() == only
