@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import sqlalchemy.ext.asyncio  # noqa: F401 - which the database else loads when the first request waits for it
+
 from onceonly_jobs.api.gathering import LANES, A, Gatherer, Lane, Q
 from onceonly_jobs.api.keyring import Keyring
 from onceonly_jobs.api.ratelimit import RateLimiter

@@ -9,18 +9,20 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from onceonly_jobs import metrics
 from onceonly_jobs.errors import ConfigError
 from onceonly_jobs.store.line import Line
 from onceonly_jobs.store.silence import Breaker, Patience, Watch
 from onceonly_jobs.store.statement import Operation, is_autocommit, is_read_only
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -148,6 +150,9 @@ class Database:
     def async_engine(self) -> AsyncEngine:
         self._forget_after_fork()
         if self._async_engine is None:
+            # It loads SQLAlchemy's ORM too, of which a worker needs nothing.
+            from sqlalchemy.ext.asyncio import create_async_engine
+
             self._async_engine = create_async_engine(self._url, **self._options)
             self._count_use(self._async_engine.sync_engine)
             if self._statement_timeout_s is not None:
