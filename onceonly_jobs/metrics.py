@@ -234,8 +234,9 @@ def share_between_processes() -> Path | None:
 
 
 def forget(directory: Path | None) -> None:
-    """Remove what processes that have ended have shared."""
+    """Remove what processes that have ended have shared. Whatever this one becomes is to share anew."""
     if directory is not None:
+        os.environ.pop(SHARED, None)
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 import warnings
-from typing import Annotated
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from onceonly_jobs.cli.loading import loading
+from onceonly_jobs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 OWN_WORKERS = "workers.app"
 """A deployment's own Celery app, where the current directory has one."""
@@ -113,12 +119,16 @@ def relay() -> None:
 
 
 def _celery(app: str | None, command: str, options: list[str]) -> None:
-    """Become Celery's own command line, so that its habits and signals hold."""
+    """Become a command of Celery's, so that its habits and signals hold. What its other commands and its plugins
+    need, Flower's among them, is not loaded.
+    """
     with loading():
-        from celery.bin.celery import main as celery
+        from celery.bin.base import CLIContext
 
         import onceonly_jobs.worker.app  # noqa: F401 - what the app named below is made with
         from onceonly_jobs.config import Settings
+
+        celerys = getattr(import_module(f"celery.bin.{command}"), command)
 
     settings = Settings.load()
     settings.require_database_url()
@@ -127,8 +137,32 @@ def _celery(app: str | None, command: str, options: list[str]) -> None:
     warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")
     if os.getcwd() not in sys.path:  # noqa: PTH109 (sys.path holds strings)
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
-    sys.argv = ["celery", "--quiet", "--app", app or _app(), command, *options]
-    celery()
+    found = _found(app or _app())
+    for kind in ("preload", command):
+        celerys.params.extend(found.user_options.get(kind, ()))
+    sys.argv = ["-m", "onceonly_jobs.cli.main", *sys.argv[1:]]  # what Celery starts anew on SIGHUP
+    context = CLIContext(app=found, no_color=False, workdir=None, quiet=True)
+    celerys.main(options, "celery", obj=context, auto_envvar_prefix=f"CELERY_{command.upper()}")
+
+
+def _found(name: str) -> Celery:
+    """The app of this name. Raises ConfigError where there is none; what goes wrong in its own module goes through."""
+    from celery import Celery
+    from celery.app.utils import find_app
+
+    try:
+        found = find_app(name)
+    except ModuleNotFoundError as missing:
+        if not re.match(rf"{re.escape(str(missing.name))}(\W|$)", name):
+            raise
+        raise ConfigError(f"--app {name}: there is no module {missing.name}") from None
+    except AttributeError as missing:
+        if missing.name not in ("celery", None):  # the last name that is tried
+            raise
+        found = None
+    if not isinstance(found, Celery):
+        raise ConfigError(f"--app {name}: no Celery app is there")
+    return found
 
 
 def _app() -> str:

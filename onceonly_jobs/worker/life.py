@@ -17,12 +17,15 @@ from onceonly_jobs.worker.runtime import Runtime
 def live(app: Celery, runtime: Runtime, jobs: Collection[str]) -> None:
     """Connect a worker's signals. jobs: the names of those that it serves."""
     present: list[Presence] = []
+    hangups = signal.getsignal(signal.SIGHUP)  # before Celery handles them
 
     def ready(sender: Any, **_: Any) -> None:
         if sender.app is app:
             present.append(Presence(runtime, sender, jobs))
             present[0].start()
-            _drain_at_once(runtime)
+            if threading.current_thread() is threading.main_thread():  # else its program gets the signals
+                _drain_at_once(runtime)
+                _drain_before_restart(runtime, ignored=hangups == signal.SIG_IGN)
 
     def received(sender: Any, **_: Any) -> None:
         for presence in present:
@@ -47,13 +50,28 @@ def _drain_at_once(runtime: Runtime) -> None:
 
     A handler that does not hear of its end is to be stopped meanwhile.
     """
-    celerys, pid = signal.getsignal(signal.SIGQUIT), os.getpid()
-    if not callable(celerys) or threading.current_thread() is not threading.main_thread():
-        return  # a worker within another program, which gets its signals
+    _drain_on(signal.SIGQUIT, runtime, 0)
+
+
+def _drain_before_restart(runtime: Runtime, *, ignored: bool) -> None:
+    """On SIGHUP. Celery's own handler begins anew, once the pool is done, and does not tell of the signal.
+
+    ignored: as under nohup, which Celery does not look at. Then it stays so.
+    """
+    if ignored:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    else:
+        _drain_on(signal.SIGHUP, runtime, runtime.settings.drain_s)
+
+
+def _drain_on(number: signal.Signals, runtime: Runtime, after_s: float) -> None:
+    celerys, pid = signal.getsignal(number), os.getpid()
+    if not callable(celerys):
+        return
 
     def ending(*args: Any, celerys: Callable[..., Any] = celerys) -> None:
         if os.getpid() == pid:
-            runtime.shared.drain(0)
+            runtime.shared.drain(after_s)
         celerys(*args)
 
-    signal.signal(signal.SIGQUIT, ending)
+    signal.signal(number, ending)

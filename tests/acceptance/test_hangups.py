@@ -1,0 +1,68 @@
+"""SIGHUP to a worker: begin anew, as for every Celery worker; under nohup it is nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from support.process_nodes import Process
+from support.worker_system import System
+
+from onceonly_jobs.local.ports import free_port
+
+pytestmark = pytest.mark.timeout(240)
+
+WORKER = ("-m", "onceonly_jobs.cli.main", "worker", "--app", "support.worker_app", "--concurrency", "1")
+NOHUP = """import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"""
+
+ATTEMPT = 'onceonly_attempt_seconds_count{job_name="slow_first"} 1.0'
+
+
+@contextmanager
+def serving(worker: Process) -> Iterator[Process]:
+    worker.start()
+    try:
+        worker.ready()
+        yield worker
+    finally:
+        worker.teardown()
+
+
+def counted(port: int) -> bool:
+    try:
+        return ATTEMPT in httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    except httpx.TransportError:
+        return False
+
+
+@pytest.fixture
+def extra_env() -> dict[str, str]:
+    return {"ONCEONLY_DRAIN_S": "0.5", "ONCEONLY_WORKER_LEASE_S": "600", "ONCEONLY_WORKER_HEARTBEAT_S": "60"}
+
+
+def test_a_worker_hands_back_what_it_has_and_begins_anew(parts: System, beat: Process) -> None:
+    port = free_port()
+    with serving(parts.started_as("worker", *WORKER, ONCEONLY_WORKER_METRICS_PORT=str(port))) as worker:
+        parts.enqueue("slow_first", "k", witness=str(parts.witness("k")))
+        parts.until(lambda: parts.starts("k") == 1, "first start")
+        worker.signal_main("SIGHUP")
+        row = parts.finished("k")
+        assert (row["state"], row["attempt"], row["crashes"]) == ("completed", 2, 0)
+        assert worker.status == "running"
+        parts.until(lambda: counted(port), "its second attempt is counted")
+
+
+def test_a_worker_goes_on_where_hangups_are_ignored(parts: System, beat: Process) -> None:
+    go = parts.directory / "go"
+    with serving(parts.started_as("worker", "-c", NOHUP, *WORKER)) as worker:
+        parts.enqueue("waits_first", "k", witness=str(parts.witness("k")), file=str(go))
+        parts.until(lambda: parts.starts("k") == 1, "first start")
+        worker.signal_main("SIGHUP")
+        go.touch()
+        parts.enqueue("effect", "after")
+        assert [parts.finished(key)["attempt"] for key in ("k", "after")] == [1, 1]
+        assert "Restarting" not in worker.logs()
