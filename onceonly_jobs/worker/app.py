@@ -26,7 +26,7 @@ from onceonly_jobs.worker.deaths import QuickLook, reporting_requests
 from onceonly_jobs.worker.files import READY_FILE, touch
 from onceonly_jobs.worker.handlers import allowed_addresses, builtin
 from onceonly_jobs.worker.jobs import Job, Registry, default_registry
-from onceonly_jobs.worker.life import live
+from onceonly_jobs.worker.life import Drain, live
 from onceonly_jobs.worker.lifecycle import Fate, Outcome, run_job
 from onceonly_jobs.worker.monitored import WatchedStep
 from onceonly_jobs.worker.operators import show_to_operators
@@ -59,7 +59,7 @@ def create_worker(settings: Settings | None = None, registry: Registry | None = 
         task_queues=[queue(name) for name in sorted(_queues(settings, jobs))],
         beat_scheduler="onceonly_jobs.worker.beat:Scheduler",
     )
-    app.steps["worker"].update((QuickLook, WatchedStep))
+    app.steps["worker"].update((QuickLook, WatchedStep, Drain))
     request, turns = reporting_requests(runtime), Turns(runtime, jobs)
     for job in jobs:
         _add_task(app, runtime, job, request, turns)

@@ -8,7 +8,8 @@ import re
 import time
 from typing import Any
 
-from billiard.exceptions import WorkerLostError
+from billiard.common import human_status
+from billiard.exceptions import Terminated, WorkerLostError
 from celery import bootsteps
 from celery.worker.request import Request
 
@@ -42,8 +43,8 @@ def reporting_requests(runtime: Runtime) -> type[Request]:
         def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
             error = exc_info.exception
             lost = getattr(error, "exc", error)
-            if isinstance(lost, WorkerLostError) and self.worker_pid:
-                reporter.report(self.worker_pid, self.kwargs.get("run"), str(lost))
+            if isinstance(lost, WorkerLostError | Terminated) and self.worker_pid:
+                reporter.report(self.worker_pid, self.kwargs.get("run"), _said(lost))
             return super().on_failure(exc_info, *args, **kwargs)
 
     return ReportingRequest
@@ -96,6 +97,11 @@ class Reporter:
         if progress is not None:
             spared = database.run(claims_many.spare, self._runtime.worker_id, pid, run, progress)
             logger.info("%d runs of a dead process are queued again", len(spared))
+
+
+def _said(lost: Exception) -> str:
+    """What Celery says of a death, also of one that it was asked for: of that it gives a mere number."""
+    return human_status(-lost.args[0]) if isinstance(lost, Terminated) else str(lost)
 
 
 def cause(how: str) -> str:

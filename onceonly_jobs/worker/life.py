@@ -8,10 +8,24 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Any
 
-from celery import Celery, signals
+from celery import Celery, bootsteps, signals
 
 from onceonly_jobs.worker.presence import Presence
 from onceonly_jobs.worker.runtime import Runtime
+
+
+class Drain(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Drains a worker that ends otherwise than by the signals that Celery tells of: on SIGHUP, by remote control."""
+
+    requires = ("celery.worker.components:Pool",)  # which waits for its children, after this
+
+    def start(self, worker: Any) -> None:
+        worker.app.onceonly.shared.serve()  # a program may have had a worker of this app before
+
+    def close(self, worker: Any) -> None:
+        runtime = worker.app.onceonly
+        if not runtime.shared.draining:
+            runtime.shared.drain(runtime.settings.drain_s)
 
 
 def live(app: Celery, runtime: Runtime, jobs: Collection[str]) -> None:
@@ -25,7 +39,8 @@ def live(app: Celery, runtime: Runtime, jobs: Collection[str]) -> None:
             present[0].start()
             if threading.current_thread() is threading.main_thread():  # else its program gets the signals
                 _drain_at_once(runtime)
-                _drain_before_restart(runtime, ignored=hangups == signal.SIG_IGN)
+                if hangups == signal.SIG_IGN:  # as under nohup, which Celery does not look at
+                    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def received(sender: Any, **_: Any) -> None:
         for presence in present:
@@ -50,28 +65,13 @@ def _drain_at_once(runtime: Runtime) -> None:
 
     A handler that does not hear of its end is to be stopped meanwhile.
     """
-    _drain_on(signal.SIGQUIT, runtime, 0)
-
-
-def _drain_before_restart(runtime: Runtime, *, ignored: bool) -> None:
-    """On SIGHUP. Celery's own handler begins anew, once the pool is done, and does not tell of the signal.
-
-    ignored: as under nohup, which Celery does not look at. Then it stays so.
-    """
-    if ignored:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    else:
-        _drain_on(signal.SIGHUP, runtime, runtime.settings.drain_s)
-
-
-def _drain_on(number: signal.Signals, runtime: Runtime, after_s: float) -> None:
-    celerys, pid = signal.getsignal(number), os.getpid()
+    celerys, pid = signal.getsignal(signal.SIGQUIT), os.getpid()
     if not callable(celerys):
         return
 
     def ending(*args: Any, celerys: Callable[..., Any] = celerys) -> None:
         if os.getpid() == pid:
-            runtime.shared.drain(after_s)
+            runtime.shared.drain(0)
         celerys(*args)
 
-    signal.signal(number, ending)
+    signal.signal(signal.SIGQUIT, ending)

@@ -24,6 +24,10 @@ class Shared:
         self._watched = RawValue(ctypes.c_bool, False)
         self._progress = RawArray(ctypes.c_int64, 3 * PLACES)
 
+    def serve(self) -> None:
+        """Take runs, again if there was a worker before this one."""
+        self._stop_at.value = 0.0
+
     def drain(self, after_s: float) -> None:
         """Take no more runs, and hand back in after_s seconds what still runs; a second call: at once."""
         # Not a lock in sight: this is called by a signal handler. The clock is the machine's, not the process's.

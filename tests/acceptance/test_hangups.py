@@ -1,4 +1,4 @@
-"""SIGHUP to a worker: begin anew, as for every Celery worker; under nohup it is nothing."""
+"""Workers that end and begin anew: on SIGHUP, as every Celery worker does, unless under nohup; and within a program."""
 
 from __future__ import annotations
 
@@ -66,3 +66,16 @@ def test_a_worker_goes_on_where_hangups_are_ignored(parts: System, beat: Process
         parts.enqueue("effect", "after")
         assert [parts.finished(key)["attempt"] for key in ("k", "after")] == [1, 1]
         assert "Restarting" not in worker.logs()
+
+
+def test_a_program_may_have_one_worker_after_another(parts: System, beat: Process) -> None:
+    """What the first one was told at its end does not hold for the second."""
+    with serving(parts.started_as("program", "-m", "support.embedding", str(parts.directory))) as program:
+        for number in range(2):
+            key = f"k{number}"
+            parts.until(lambda begun=number + 1: program.logs().count(" ready.") == begun, "it serves")
+            parts.enqueue("effect", key, witness=str(parts.witness(key)))
+            row = parts.finished(key)
+            assert (row["state"], row["attempt"], parts.starts(key)) == ("completed", 1, 1)
+            (parts.directory / f"over{number}").touch()
+        assert program.wait() == 0
