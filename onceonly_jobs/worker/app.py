@@ -31,7 +31,7 @@ from onceonly_jobs.worker.lifecycle import Fate, Outcome, run_job
 from onceonly_jobs.worker.monitored import WatchedStep
 from onceonly_jobs.worker.operators import show_to_operators
 from onceonly_jobs.worker.runtime import Runtime
-from onceonly_jobs.worker.turns import Turns
+from onceonly_jobs.worker.turns import Turns, noting_limits
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ def create_worker(settings: Settings | None = None, registry: Registry | None = 
         task_queues=[queue(name) for name in sorted(_queues(settings, jobs))],
         beat_scheduler="onceonly_jobs.worker.beat:Scheduler",
     )
-    app.steps["worker"].update((QuickLook, WatchedStep, Drain))
     request, turns = reporting_requests(runtime), Turns(runtime, jobs)
+    app.steps["worker"].update((QuickLook, WatchedStep, Drain, noting_limits(turns)))
     for job in jobs:
         _add_task(app, runtime, job, request, turns)
     confirm.add_task(app, runtime, jobs, allowed_addresses(settings))

@@ -7,10 +7,16 @@ own claim and is guarded by it. docs/DELIVERY.md says what this changes, and wha
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
+from multiprocessing.sharedctypes import RawArray
+from typing import Any
+
+from celery import Task, bootsteps
+from celery.utils.time import rate
 
 from onceonly_jobs import metrics
 from onceonly_jobs.dispatch.brief import brief
@@ -49,6 +55,8 @@ TURN_S = 0.1
 REST_S = 0.05
 """After a look that has found nothing, how long to leave it."""
 TROUBLE_S = 1.0
+LOOK_S = 1.0
+"""How often to look for limits that Celery was told of."""
 UNSTORED = 128
 """So many results may be on their way when further runs are claimed."""
 
@@ -205,18 +213,32 @@ def _events(ended: Ended, outcome: Outcome) -> list[EventFields]:
 
 
 class Turns:
-    """Of one process of a worker's pool."""
+    """Of one process of a worker's pool. Made before it, by the worker."""
 
     def __init__(self, runtime: Runtime, jobs: Iterable[Job]) -> None:
         self._runtime = runtime
         self._jobs = {job.name: job for job in jobs if job.light}
+        self._limited = RawArray(ctypes.c_bool, len(self._jobs))
         self._pace = Pace()
         self._events = TaskEvents(runtime.settings)
         self._rest_until = 0.0
 
     def __contains__(self, job: Job) -> bool:
         """Whether its runs are taken in turns."""
-        return job.name in self._jobs
+        return job.name in self._unlimited()
+
+    def note_limits(self, worker: Any) -> None:
+        """In the worker's main process: Celery's limits of time and rate hold for messages. What has one needs one."""
+        timed = bool(worker.time_limit or worker.soft_time_limit)
+        for place, name in enumerate(self._jobs):
+            self._limited[place] = timed or _limited(worker.app.tasks[name])
+
+    def _unlimited(self) -> dict[str, Job]:
+        return {
+            name: job
+            for (name, job), limited in zip(self._jobs.items(), self._limited, strict=True)
+            if not limited
+        }
 
     def take(self, queue: str, worker: str) -> None:
         """Serve runs of a queue for a while, if there are any that need no message.
@@ -224,15 +246,34 @@ class Turns:
         worker: by which name monitors know it. Raises what ends the process, and nothing else.
         """
         runtime = self._runtime
-        wanted = runtime.settings.direct_claims and runtime.expendable and not runtime.shared.draining
-        if not wanted or time.monotonic() < self._rest_until:
+        jobs = self._unlimited() if runtime.settings.direct_claims and runtime.expendable else {}
+        if not jobs or runtime.shared.draining or time.monotonic() < self._rest_until:
             return
         runtime.shared.begin(0)
         try:
-            if not Turn(runtime, self._jobs, self._pace, partial(self._events.send, worker), queue).serve():
+            if not Turn(runtime, jobs, self._pace, partial(self._events.send, worker), queue).serve():
                 self._rest_until = time.monotonic() + REST_S
         except Exception as error:
             logger.warning("no runs taken without messages: %s", brief(error))
             self._rest_until = time.monotonic() + TROUBLE_S
         finally:
             runtime.shared.leave()
+
+
+def _limited(task: Task) -> bool:
+    return bool(task.time_limit or task.soft_time_limit or rate(task.rate_limit))
+
+
+def noting_limits(turns: Turns) -> type[bootsteps.StartStopStep]:
+    """The step of a worker that keeps an eye on Celery's limits, which it may be told of while it runs."""
+
+    class NoteLimits(bootsteps.StartStopStep):  # type: ignore[misc]
+        requires = ("celery.worker.components:Pool",)
+
+        def start(self, worker: Any) -> None:
+            turns.note_limits(worker)
+
+        def register_with_event_loop(self, worker: Any, hub: Any) -> None:
+            hub.call_repeatedly(LOOK_S, turns.note_limits, worker)
+
+    return NoteLimits

@@ -92,6 +92,13 @@ def test_each_has_a_message_where_that_is_wanted(parts: System, beat: Process) -
     assert together(rows) == 1
 
 
+def test_each_has_a_message_where_celery_limits_their_rate(parts: System, beat: Process) -> None:
+    keys = enqueue(parts, *effects(20))
+    with running(parts, "--app", "support.limited_worker_app"):
+        rows = all_completed(parts, keys)
+    assert together(rows) == 1
+
+
 def test_the_neighbours_of_poison_are_done_and_blamed_for_nothing(parts: System, beat: Process) -> None:
     """kill -9 of a child that holds a batch. With a lease this long, nothing waits for its end."""
     wanted = [*effects(12, "a"), ("dies", "poison", {}), *effects(12, "b")]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from celery import Celery
 from support.claims import make_claim
 
 from onceonly_jobs.config import Settings
@@ -18,6 +21,7 @@ from onceonly_jobs.worker.keeper import Keeper
 from onceonly_jobs.worker.pace import BATCH_S, MOST, Pace
 from onceonly_jobs.worker.runtime import Runtime
 from onceonly_jobs.worker.shared import Shared
+from onceonly_jobs.worker.turns import Turns
 
 
 def handler(ctx: JobContext) -> None:
@@ -63,6 +67,34 @@ def test_a_slow_job_is_known_until_it_has_been_quick_for_a_while() -> None:
 )
 def test_only_jobs_about_which_there_is_nothing_special_are_light(job: Job, light: bool) -> None:
     assert job.light is light
+
+
+@pytest.mark.parametrize(
+    ("worker", "task", "taken"),
+    [
+        ({}, {}, [True, True]),
+        ({}, {"rate_limit": "10/m"}, [False, True]),
+        ({}, {"rate_limit": 0.5}, [False, True]),
+        ({}, {"rate_limit": "0"}, [True, True]),
+        ({}, {"time_limit": 30}, [False, True]),
+        ({}, {"soft_time_limit": 30}, [False, True]),
+        ({"time_limit": 30}, {}, [False, False]),
+        ({"soft_time_limit": 30}, {}, [False, False]),
+    ],
+)
+def test_what_celery_limits_is_not_taken_in_turns(
+    worker: dict[str, Any], task: dict[str, Any], taken: list[bool]
+) -> None:
+    jobs = [Job(name=name, handler=handler) for name in ("limited", "other")]
+    app = Celery(set_as_current=False)
+    app.task(handler, name="limited", shared=False, **task)
+    app.task(handler, name="other", shared=False)
+    turns = Turns(
+        Runtime.of(Settings.load(database_url="postgresql://nowhere/x", broker_url="redis://nowhere")), jobs
+    )
+    assert [job in turns for job in jobs] == [True, True]
+    turns.note_limits(SimpleNamespace(**{"app": app, "time_limit": None, "soft_time_limit": None} | worker))
+    assert [job in turns for job in jobs] == taken
 
 
 def test_a_process_tells_how_far_it_has_come() -> None:
