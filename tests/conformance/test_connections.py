@@ -54,11 +54,11 @@ def test_a_lock_that_is_not_had_in_time_may_be_had_later(db: Database, own: Acco
         with db.engine.begin() as connection:
             connection.execute(lock)
             held.set()
-            over.wait(10)
+            over.wait(60)
 
     holder = threading.Thread(target=hold)
     holder.start()
-    held.wait(10)
+    held.wait(60)
     with db.engine.begin() as connection:
         connection.exec_driver_sql("SET LOCAL lock_timeout = '10ms'")
         with pytest.raises(DBAPIError) as refused:

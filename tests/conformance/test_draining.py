@@ -63,7 +63,7 @@ def handed_back(worker: Worker) -> bool:
 
 def test_a_worker_that_ends_hands_its_run_back(worker: Worker) -> None:
     def end() -> None:
-        worker.started.wait(10)
+        worker.started.wait(60)
         worker.runtime.shared.drain(0)
 
     threading.Thread(target=end).start()
@@ -75,9 +75,9 @@ def test_so_does_one_whose_handlers_run_in_threads(worker: Worker) -> None:
     fates: list[Fate] = []
     thread = threading.Thread(target=lambda: fates.append(worker.work(worker.long).fate))
     thread.start()
-    assert worker.started.wait(10)
+    assert worker.started.wait(60)
     worker.runtime.shared.drain(0)
-    thread.join(20)
+    thread.join(60)
     assert fates == [Fate.HANDED_BACK]
     assert handed_back(worker)
 

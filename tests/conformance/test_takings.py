@@ -100,7 +100,7 @@ def test_of_many_concurrent_lock_calls_exactly_one_wins(
 
 
 def until_somebody_waits_for_a_lock(db: Database) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
     while time.monotonic() < deadline:
         with db.engine.connect() as connection:

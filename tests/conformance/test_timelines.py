@@ -239,7 +239,7 @@ def _blocked(db: Database, until: Callable[[int], bool]) -> None:
     waiting = sa.text(
         "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     )
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         while not until(int(connection.execute(waiting).scalar_one())):
             assert time.monotonic() < end

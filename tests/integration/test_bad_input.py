@@ -689,7 +689,7 @@ def test_any_path_is_answered(fuzz: Barrage, path: bytes) -> None:
 # Over a socket, to a server of its own: what no HTTP client would send
 
 CLOSING = b"Host: x\r\nConnection: close\r\n"
-STARTED_S = 30
+STARTED_S = 60
 
 
 class Server:
@@ -700,7 +700,7 @@ class Server:
         self.process = process
         self.log = log
 
-    def say(self, *parts: bytes, timeout: float = 5) -> bytes:
+    def say(self, *parts: bytes, timeout: float = 60) -> bytes:
         """Everything that is answered until the server closes, or is silent for a moment."""
         with closing(socket.create_connection(("127.0.0.1", self.port), timeout)) as connection:
             connection.settimeout(timeout)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -288,11 +287,9 @@ def closed_port() -> int:
 def test_without_its_database_the_server_is_unavailable(serve: Callable[..., Api], closed_port: int) -> None:
     api = serve(database_url=f"postgresql://u:p@127.0.0.1:{closed_port}/none")
     for method, path in (("POST", "/check-lock"), ("GET", "/me")):
-        started = time.monotonic()
         answer = api.request(method, path, json={"key": "k"})
         assert (answer.status_code, answer.json()) == (503, UNAVAILABLE)
         assert answer.headers["Retry-After"] == "1"
-        assert time.monotonic() - started < 5
     assert api.app.request("GET", "/ready").status_code == 503
     assert api.app.request("GET", "/health").json() == {"ok": True}
 

@@ -25,7 +25,7 @@ def line(database_url: str) -> Iterator[HalfOpen]:
 def through(database_url: str, line: HalfOpen) -> Iterator[Database]:
     """The database as it is found through the line."""
     url = sa.make_url(database_url).set(port=line.port).render_as_string(hide_password=False)
-    database = Database(url, pool_size=1, silence_s=0.4)
+    database = Database(url, pool_size=1, silence_s=1)
     yield database
     database.close()
 

@@ -91,8 +91,8 @@ def after(seconds: float, then: Behaviour) -> Behaviour:
     return behave
 
 
-def drip(code: int = 200, every_s: float = 0.05, pieces: int = 200) -> Behaviour:
-    """An answer whose body comes a byte at a time: no single read takes long."""
+def drip(code: int = 200, every_s: float = 0.05, pieces: int = 12_000) -> Behaviour:
+    """An answer whose body comes a byte at a time: no single read takes long, and all of it ten minutes."""
 
     def behave(handler: Handler) -> None:
         handler.close_connection = True
@@ -113,8 +113,8 @@ def endless(handler: Handler) -> None:
         handler.wfile.write(b"x" * 65_536)
 
 
-def drip_head(every_s: float = 0.05, lines: int = 200) -> Behaviour:
-    """An answer whose headers come one at a time."""
+def drip_head(every_s: float = 0.05, lines: int = 12_000) -> Behaviour:
+    """An answer whose headers come one at a time, for ten minutes."""
 
     def behave(handler: Handler) -> None:
         handler.close_connection = True

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 
 from onceonly_jobs.torture.proxy import Line, TcpProxy, Way
+
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
@@ -48,7 +51,7 @@ def proxy(echo: tuple[int, list[bytes]]) -> Iterator[TcpProxy]:
 
 
 def dial(proxy: TcpProxy) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", proxy.port), timeout=5)
+    return socket.create_connection(("127.0.0.1", proxy.port), timeout=PATIENCE_S)
 
 
 def ask(connection: socket.socket, words: bytes) -> bytes:
@@ -77,7 +80,7 @@ def test_cut_resets_open_connections_and_new_ones_work(proxy: TcpProxy) -> None:
     with closing(dial(proxy)) as connection:
         assert ask(connection, b"one") == b"one"
         assert proxy.cut() == 1
-        connection.settimeout(5)
+        connection.settimeout(PATIENCE_S)
         with pytest.raises(ConnectionError):
             ended(connection)
     with closing(dial(proxy)) as connection:
@@ -97,7 +100,7 @@ def test_a_blackhole_accepts_and_answers_nothing(proxy: TcpProxy, echo: tuple[in
             assert echo[1] == [b"before"]
             proxy.heal()
             for connection in (old, new):
-                connection.settimeout(5)
+                connection.settimeout(PATIENCE_S)
                 with pytest.raises(ConnectionError):
                     ended(connection)
     with closing(dial(proxy)) as connection:
@@ -114,7 +117,8 @@ def test_half_open_delivers_the_request_and_loses_the_answer(
         connection.settimeout(0.3)
         with pytest.raises(TimeoutError):
             connection.recv(100)
-    assert b"charge the card" in echo[1]
+    while b"charge the card" not in echo[1]:  # in vain: until the test has taken too long
+        time.sleep(0.01)
 
 
 def test_a_delay_holds_each_chunk_back_and_healing_lets_it_go(proxy: TcpProxy) -> None:
@@ -126,7 +130,7 @@ def test_a_delay_holds_each_chunk_back_and_healing_lets_it_go(proxy: TcpProxy) -
         with pytest.raises(TimeoutError):
             connection.recv(10)
         proxy.heal()
-        connection.settimeout(5)
+        connection.settimeout(PATIENCE_S)
         assert connection.recv(10) == b"slow"
 
 
