@@ -68,6 +68,7 @@ def test_a_silent_database_is_given_up_on_and_found_again(
     """Pooled connections whose answers never come, and new ones that are never let in; for 30 callers at once."""
     api = serve(database_url=through, api_statement_timeout_s=0.3, api_pool_timeout_s=0.5)
     assert back(api, "before").status_code == 200
+    api.at_once(30, lambda n: back(api, f"connected{n}"))
     postgres_line.blackhole()
     for _ in range(2):
         answers = api.at_once(30, lambda n: asked(api, f"k{n}"))

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
+from kombu import Producer
 
 from onceonly_jobs.config import Settings
-from onceonly_jobs.dispatch import background, celeryconf, direct
+from onceonly_jobs.dispatch import background, broker, celeryconf, direct
 from onceonly_jobs.dispatch.background import WAITING, BackgroundPublisher
 from onceonly_jobs.dispatch.broker import BrokerError, Publisher
 from onceonly_jobs.dispatch.celeryconf import producer_conf
@@ -148,6 +149,24 @@ def test_a_broker_that_came_back_is_found_at_once(tmp_path: Path) -> None:
         server.restart()
         assert publisher.backlog("q") == 0
         publisher.close()
+
+
+def test_a_connection_that_proves_dead_is_replaced(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As RabbitMQ's is after a restart; Redis' client looks for a new one by itself."""
+    publisher = Publisher(Settings.load(broker_url=redis_url))
+    assert publisher.backlog("q") == 0
+    length, asked = broker._queue_length, list[Producer]()
+
+    def dies_first(producer: Producer, name: str) -> int:
+        asked.append(producer)
+        if len(asked) == 1:
+            raise ConnectionResetError
+        return length(producer, name)
+
+    monkeypatch.setattr(broker, "_queue_length", dies_first)
+    assert publisher.backlog("q") == 0
+    assert asked[0] is not asked[1]
+    publisher.close()
 
 
 def test_a_broker_that_is_out_of_memory_says_so(tmp_path: Path) -> None:
