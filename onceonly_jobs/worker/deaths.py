@@ -43,8 +43,9 @@ def reporting_requests(runtime: Runtime) -> type[Request]:
         def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
             error = exc_info.exception
             lost = getattr(error, "exc", error)
-            if isinstance(lost, WorkerLostError | Terminated) and self.worker_pid:
-                reporter.report(self.worker_pid, self.kwargs.get("run"), _said(lost))
+            how = _death(lost)
+            if how is not None and self.worker_pid:
+                reporter.report(self.worker_pid, self.kwargs.get("run"), how)
             return super().on_failure(exc_info, *args, **kwargs)
 
     return ReportingRequest
@@ -99,9 +100,13 @@ class Reporter:
             logger.info("%d runs of a dead process are queued again", len(spared))
 
 
-def _said(lost: Exception) -> str:
-    """What Celery says of a death, also of one that it was asked for: of that it gives a mere number."""
-    return human_status(-lost.args[0]) if isinstance(lost, Terminated) else str(lost)
+def _death(error: BaseException) -> str | None:
+    """What Celery says of how a process died; None where it has not: a cancelled run is `Terminated` too, in words."""
+    if isinstance(error, WorkerLostError):
+        return str(error)
+    if isinstance(error, Terminated) and isinstance(error.args[0], int):  # the signal that was asked for
+        return str(human_status(-error.args[0]))
+    return None
 
 
 def cause(how: str) -> str:

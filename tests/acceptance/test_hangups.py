@@ -15,10 +15,9 @@ from onceonly_jobs.local.ports import free_port
 pytestmark = pytest.mark.timeout(240)
 
 WORKER = ("-m", "onceonly_jobs.cli.main", "worker", "--app", "support.worker_app", "--concurrency", "1")
-NOHUP = """import os, signal, sys
-signal.signal(signal.SIGHUP, signal.SIG_IGN)
+STARTED = """import os, signal, sys
+signal.signal(signal.SIGHUP, signal.{hangups})
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"""
-
 ATTEMPT = 'onceonly_attempt_seconds_count{job_name="slow_first"} 1.0'
 
 
@@ -46,7 +45,8 @@ def extra_env() -> dict[str, str]:
 
 def test_a_worker_hands_back_what_it_has_and_begins_anew(parts: System, beat: Process) -> None:
     port = free_port()
-    with serving(parts.started_as("worker", *WORKER, ONCEONLY_WORKER_METRICS_PORT=str(port))) as worker:
+    started = ("-c", STARTED.format(hangups="SIG_DFL"), *WORKER)
+    with serving(parts.started_as("worker", *started, ONCEONLY_WORKER_METRICS_PORT=str(port))) as worker:
         parts.enqueue("slow_first", "k", witness=str(parts.witness("k")))
         parts.until(lambda: parts.starts("k") == 1, "first start")
         worker.signal_main("SIGHUP")
@@ -58,7 +58,7 @@ def test_a_worker_hands_back_what_it_has_and_begins_anew(parts: System, beat: Pr
 
 def test_a_worker_goes_on_where_hangups_are_ignored(parts: System, beat: Process) -> None:
     go = parts.directory / "go"
-    with serving(parts.started_as("worker", "-c", NOHUP, *WORKER)) as worker:
+    with serving(parts.started_as("worker", "-c", STARTED.format(hangups="SIG_IGN"), *WORKER)) as worker:
         parts.enqueue("waits_first", "k", witness=str(parts.witness("k")), file=str(go))
         parts.until(lambda: parts.starts("k") == 1, "first start")
         worker.signal_main("SIGHUP")
