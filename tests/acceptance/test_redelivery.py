@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,7 @@ def test_a_run_longer_than_the_visibility_timeout_is_done_once(
     with running(parts, "--concurrency", "2", REDELIVERING_TIMEOUT_S=own, **late):
         enqueued = parts.enqueue("waits_first", "k", witness=str(parts.witness("k")), file=str(done))
         parts.until(lambda: parts.starts("k") == 1, "first start")
+        time.sleep(1.1)  # kombu looks when it begins, and then not before long: it must be overdue by now
         with running(parts, "--concurrency", "1", REDELIVERING_TIMEOUT_S="1", **late):
 
             def delivered_again() -> bool:

@@ -17,9 +17,11 @@ from typing import Any, Literal
 
 from celery import __version__ as celery_version
 from pytest_celery import CeleryTestBroker, CeleryTestWorker
+from support.fork_server import Forked, ForkServer
 
 from onceonly_jobs.local.redis import EmbeddedRedis
 
+FORK_SERVER = ForkServer()
 PATIENCE_S = 60.0
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +39,7 @@ class Process:
         self._log = directory / f"{name}.log"
         self.env = {**os.environ, **env, "ONCEONLY_READY_FILE": str(self._ready_file)}
         self._broker_url = broker_url
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
 
     @property
     def celeryconfig(self) -> dict[str, Any]:
@@ -56,6 +58,9 @@ class Process:
 
     def start(self) -> None:
         self._ready_file.unlink(missing_ok=True)
+        self._process = FORK_SERVER.start(self._argv, ROOT, self.env, self._log)
+        if self._process is not None:
+            return
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._argv, cwd=ROOT, env=self.env, stdout=log, stderr=log, start_new_session=True
