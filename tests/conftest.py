@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,9 @@ TEMPLATE = "onceonly_template"
 PATIENT = {"api_pool_timeout_s": 60.0, "api_statement_timeout_s": 60.0}
 """On a busy machine nobody is refused for its slowness."""
 SERVING_ROLE = "onceonly_test_app"
+MEMORY = Path("/dev/shm")
+IN_MEMORY = "onceonly-tests-"
+ENOUGH_BYTES = 4 << 30
 _numbers = itertools.count(1)
 LONG = (
     "unit/test_quality.py",
@@ -79,21 +84,34 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     ONCEONLY_TEST_REDIS_URL."""
     postgres_url = os.environ.get("ONCEONLY_TEST_POSTGRES_URL")
     redis_url = os.environ.get("ONCEONLY_TEST_REDIS_URL")
-    data: Path = tmp_path_factory.mktemp("servers")
-    running = []
-    if postgres_url is None:
-        postgres = EmbeddedPostgres(data, {"fsync": "off", "full_page_writes": "off"})
-        postgres.start()
-        running.append(postgres)
-        postgres_url = postgres.superuser_url
-    if redis_url is None:
-        broker = EmbeddedRedis(data)
-        broker.start()
-        running.append(broker)
-        redis_url = broker.url
-    yield Servers(sqlalchemy_url(postgres_url), redis_url)
-    for server in reversed(running):
-        server.stop()
+    with ExitStack() as running:
+        data = running.enter_context(_in_memory()) or tmp_path_factory.mktemp("servers")
+        if postgres_url is None:
+            postgres = EmbeddedPostgres(data, {"fsync": "off", "full_page_writes": "off"})
+            postgres.start()
+            running.callback(postgres.stop)
+            postgres_url = postgres.superuser_url
+        if redis_url is None:
+            broker = EmbeddedRedis(data)
+            broker.start()
+            running.callback(broker.stop)
+            redis_url = broker.url
+        yield Servers(sqlalchemy_url(postgres_url), redis_url)
+
+
+@contextmanager
+def _in_memory() -> Iterator[Path | None]:
+    """A directory in memory, where there is enough of it: a fifth of what a test's own database costs on a disk."""
+    if not MEMORY.is_dir() or shutil.disk_usage(MEMORY).free < ENOUGH_BYTES:
+        yield None
+        return
+    for left in MEMORY.glob(f"{IN_MEMORY}*"):  # of sessions that were killed
+        if not Path("/proc", left.name.removeprefix(IN_MEMORY)).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    directory = MEMORY / f"{IN_MEMORY}{os.getpid()}"
+    directory.mkdir(mode=0o700)
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _admin(servers: Servers, *statements: str) -> None:

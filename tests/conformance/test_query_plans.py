@@ -254,7 +254,7 @@ def backlog(servers: Servers, template: str) -> Iterator[sa.Engine]:
     name = f"onceonly_plans_{os.getpid()}"
     engine = sa.create_engine(servers.database(name), poolclass=sa.NullPool)
     with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE {template}")
+        connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
         with engine.begin() as filling:
             filling.exec_driver_sql(FILL)
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as tidying:

@@ -169,7 +169,7 @@ def shared_settings(servers: Any, template: str) -> Iterator[Settings]:
     name = f"onceonly_shared_{os.getpid()}"
     admin = sa.create_engine(servers.postgres_url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
     with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE {template}")
+        connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
     with pytest.MonkeyPatch.context() as patch:
         for variable in [name for name in os.environ if name.startswith("ONCEONLY_")]:
             patch.delenv(variable)
