@@ -43,7 +43,7 @@ def reporting_requests(runtime: Runtime) -> type[Request]:
         def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
             error = exc_info.exception
             lost = getattr(error, "exc", error)
-            how = _death(lost)
+            how = word_of_death(lost)
             if how is not None and self.worker_pid:
                 reporter.report(self.worker_pid, self.kwargs.get("run"), how)
             return super().on_failure(exc_info, *args, **kwargs)
@@ -100,13 +100,12 @@ class Reporter:
             logger.info("%d runs of a dead process are queued again", len(spared))
 
 
-def _death(error: BaseException) -> str | None:
+def word_of_death(error: BaseException) -> str | None:
     """What Celery says of how a process died; None where it has not: a cancelled run is `Terminated` too, in words."""
     if isinstance(error, WorkerLostError):
         return str(error)
-    if isinstance(error, Terminated) and isinstance(error.args[0], int):  # the signal that was asked for
-        return str(human_status(-error.args[0]))
-    return None
+    signal = error.args[0] if isinstance(error, Terminated) and error.args else None
+    return str(human_status(-signal)) if isinstance(signal, int) else None
 
 
 def cause(how: str) -> str:

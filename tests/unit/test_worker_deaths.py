@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from billiard.exceptions import Terminated, WorkerLostError
 
-from onceonly_jobs.worker.deaths import cause, signal_in
+from onceonly_jobs.worker.deaths import cause, signal_in, word_of_death
 
 
 @pytest.mark.parametrize(
@@ -22,3 +23,18 @@ def test_the_cause_of_a_death_is_kept_without_celerys_own_numbers(
 ) -> None:
     assert cause(said) == f"the worker's process died: {known}"
     assert signal_in(said) == signal
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (WorkerLostError("Worker exited prematurely: exitcode 1."), "Worker exited prematurely: exitcode 1."),
+        (Terminated(9), "signal 9 (SIGKILL)"),
+        (Terminated(-70), "exitcode 70"),
+        (Terminated("the run was cancelled"), None),
+        (Terminated(), None),
+        (ValueError("9"), None),
+    ],
+)
+def test_a_task_that_was_terminated_may_have_lost_its_process(error: Exception, word: str | None) -> None:
+    assert word_of_death(error) == word
