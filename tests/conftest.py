@@ -106,7 +106,8 @@ def _in_memory() -> Iterator[Path | None]:
         yield None
         return
     for left in MEMORY.glob(f"{IN_MEMORY}*"):  # of sessions that were killed
-        if not Path("/proc", left.name.removeprefix(IN_MEMORY)).exists():
+        pid = left.name.removeprefix(IN_MEMORY)
+        if pid == str(os.getpid()) or not Path("/proc", pid).exists():
             shutil.rmtree(left, ignore_errors=True)
     directory = MEMORY / f"{IN_MEMORY}{os.getpid()}"
     directory.mkdir(mode=0o700)
