@@ -2,6 +2,7 @@
 
 Such a part is a process like any other, run from its module's top to the interpreter's end. Only what is imported is
 there already, so nothing that depends on the environment may be: neither the apps of tests nor what they register.
+Python's own fork server won't do: its children end without what `atexit` was told.
 """
 
 from __future__ import annotations
