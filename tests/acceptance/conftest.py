@@ -17,6 +17,7 @@ from support.worker_fixtures import (  # noqa: F401
     extra_env,
     parts,
     serving,
+    worker,
 )
 
 from onceonly_jobs.config import sqlalchemy_url

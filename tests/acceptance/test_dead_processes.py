@@ -74,16 +74,6 @@ def test_a_cancelled_run_that_will_not_stop_loses_its_process_and_its_key(servin
     assert serving.finished("deaf")["state"] == "completed"
 
 
-@pytest.fixture
-def worker(parts: System, beat: Process) -> Iterator[Process]:
-    """With the short lease of the other tests."""
-    process = parts.process("worker", "--concurrency", "1")
-    process.start()
-    process.ready()
-    yield process
-    process.teardown()
-
-
 def test_a_child_does_not_outlive_its_worker_and_another_one_finishes_its_run(
     parts: System, worker: Process
 ) -> None:

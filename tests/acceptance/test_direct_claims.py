@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from support.process_nodes import Process
-from support.worker_system import System
+from support.worker_system import LONG, System
 
 from onceonly_jobs.dispatch.celeryconf import worker_conf
 from onceonly_jobs.domain.plans import Plan
@@ -26,7 +26,6 @@ from onceonly_jobs.store.database import on
 pytestmark = pytest.mark.timeout(240)
 
 CRASHES = {"dies": 2}
-LONG = {"ONCEONLY_WORKER_LEASE_S": "600", "ONCEONLY_WORKER_HEARTBEAT_S": "60"}
 UNHURRIED = ("--app", "support.unhurried_worker_app")
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 from support.process_nodes import Process
-from support.worker_system import System
+from support.worker_system import LONG, System
 
 from onceonly_jobs.local.ports import free_port
 
@@ -40,7 +40,7 @@ def counted(port: int) -> bool:
 
 @pytest.fixture
 def extra_env() -> dict[str, str]:
-    return {"ONCEONLY_DRAIN_S": "0.5", "ONCEONLY_WORKER_LEASE_S": "600", "ONCEONLY_WORKER_HEARTBEAT_S": "60"}
+    return {**LONG, "ONCEONLY_DRAIN_S": "0.5"}
 
 
 def test_a_worker_hands_back_what_it_has_and_begins_anew(parts: System, beat: Process) -> None:

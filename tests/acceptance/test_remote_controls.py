@@ -11,7 +11,7 @@ import redis
 from celery import Celery
 from celery.app.control import Control
 from support.process_nodes import Process
-from support.worker_system import System
+from support.worker_system import LONG, System
 
 from onceonly_jobs.dispatch.celeryconf import KEY_PREFIX, worker_conf
 
@@ -20,16 +20,7 @@ pytestmark = pytest.mark.timeout(240)
 
 @pytest.fixture
 def extra_env() -> dict[str, str]:
-    return {"ONCEONLY_DRAIN_S": "0.5", "ONCEONLY_WORKER_LEASE_S": "600", "ONCEONLY_WORKER_HEARTBEAT_S": "60"}
-
-
-@pytest.fixture
-def worker(parts: System, beat: Process) -> Iterator[Process]:
-    process = parts.process("worker", "--concurrency", "1")
-    process.start()
-    process.ready()
-    yield process
-    process.teardown()
+    return {**LONG, "ONCEONLY_DRAIN_S": "0.5"}
 
 
 @pytest.fixture

@@ -67,6 +67,16 @@ def beat(parts: System) -> Iterator[Process]:
 
 
 @pytest.fixture
+def worker(parts: System, beat: Process) -> Iterator[Process]:
+    """A running worker, with one process for runs."""
+    process = parts.process("worker", "--concurrency", "1")
+    process.start()
+    process.ready()
+    yield process
+    process.teardown()
+
+
+@pytest.fixture
 def celery_worker_cluster(parts: System, beat: Process) -> Iterator[CeleryWorkerCluster]:
     """Running workers."""
     processes = [parts.process("worker", "--concurrency", "2") for _ in range(WORKERS)]

@@ -33,6 +33,9 @@ QUICK = {
 }
 """Everything soon, so that tests need not wait long for what happens by itself."""
 
+LONG = {"ONCEONLY_WORKER_LEASE_S": "600", "ONCEONLY_WORKER_HEARTBEAT_S": "60"}
+"""Leases of which no test sees the end: whatever happens does so without it."""
+
 _numbers = itertools.count(1)
 
 
